@@ -1,0 +1,1 @@
+"""Train ALPRO (Align and Prompt, CVPR 2022) from streamed WebDataset shards."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to numbers: embeddings, retrieval scores and their ranks."""

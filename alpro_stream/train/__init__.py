@@ -1,0 +1,1 @@
+"""Training: ranks, the DeepSpeed engine, the schedule, the loop, checkpoints and metrics."""
