@@ -1,0 +1,191 @@
+"""Video encoder: TimeSformer with divided space-time attention (Bertasius et al. 2021, section 4.3).
+
+Legend: B clips, T frames, C colours, H W pixels, P patches of a frame, D width, N = 1 + P, R rows, S tokens.
+"""
+
+import torch
+from pydantic import Field, model_validator
+from timm.layers import DropPath, Mlp, PatchEmbed
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from alpro_stream.config import Config
+from alpro_stream.errors import ConfigError
+from alpro_stream.model.precision import initialise_weights, truncated_normal
+
+LAYER_NORM_EPS = 1e-6
+
+
+class VideoEncoderConfig(Config):
+    """Sizes of the video encoder; the defaults are ViT-B/16 on four frames."""
+
+    image_size: int = Field(default=224, gt=0)
+    """Height and width of a frame in pixels; a multiple of `patch_size`."""
+    patch_size: int = Field(default=16, gt=0)
+    """Side of a square patch in pixels."""
+    num_frames: int = Field(default=4, gt=0)
+    """Frames of a clip, each with a learned time embedding."""
+    width: int = Field(default=768, gt=0)
+    """Length of a token; a multiple of `num_heads`."""
+    depth: int = Field(default=12, gt=0)
+    """Number of space-time blocks."""
+    num_heads: int = Field(default=12, gt=0)
+    """Attention heads, in time and in space."""
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    """Hidden width of a block's MLP over `width`."""
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    """Stochastic depth of the last block; rises linearly from 0 over the blocks."""
+    pretrained: str | None = None
+    """ViT to start from: a timm model name, or a local .safetensors or .pth file; null starts at random."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "VideoEncoderConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; change one"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}; change one")
+        return self
+
+
+class VideoEncoder(nn.Module):
+    """Turns a clip into one CLS token and one token per patch position, averaged over the frames.
+
+    The parameter names are those of a timm ViT, plus `time_embed` and the temporal parts of the blocks.
+    """
+
+    def __init__(self, config: VideoEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, embed_dim=width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.grid**2, width))
+        self.time_embed = nn.Parameter(torch.empty(1, config.num_frames, width))
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList(SpaceTimeBlock(width, config.num_heads, config.mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.apply(initialise_weights)
+        truncated_normal(self.cls_token)
+        truncated_normal(self.pos_embed)
+        self.start_time_as_identity()
+
+    @torch.no_grad()
+    def start_time_as_identity(self) -> None:
+        """Makes every block ignore time: the encoder then equals its ViT, run frame by frame."""
+        nn.init.zeros_(self.time_embed)
+        for block in self.blocks:
+            assert isinstance(block, SpaceTimeBlock)
+            block.start_time_as_identity()
+
+    def forward(self, video_BTCHW: Tensor) -> Tensor:
+        """Encodes normalised clips.
+
+        Args:
+            video_BTCHW: pixels after `alpro_stream.model.pixels.normalise`.
+
+        Returns:
+            tokens_BND: CLS first, then the patches row by row.
+
+        Raises:
+            ConfigError: the clip has another size or number of frames than configured.
+        """
+        self._check_shape(video_BTCHW)
+        patches_BTPD, cls_B1D = self.embed(video_BTCHW)
+        for block in self.blocks:
+            patches_BTPD, cls_B1D = block(patches_BTPD, cls_B1D)
+        # Normalisation comes before the mean over frames, as in the published model; the two do not commute.
+        return torch.cat([self.norm(cls_B1D), self.norm(patches_BTPD).mean(dim=1)], dim=1)
+
+    def embed(self, video_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch tokens with their position and time, and the CLS token, which has a position only."""
+        batch, frames = video_BTCHW.shape[:2]
+        patches_RPD: Tensor = self.patch_embed(video_BTCHW.flatten(0, 1))
+        patches_BTPD = patches_RPD.view(batch, frames, *patches_RPD.shape[1:])
+        patches_BTPD = patches_BTPD + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
+        cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(len(video_BTCHW), -1, -1)
+        return patches_BTPD, cls_B1D
+
+    def _check_shape(self, video_BTCHW: Tensor) -> None:
+        size = self.config.image_size
+        expected = (self.config.num_frames, 3, size, size)
+        if video_BTCHW.ndim != 5 or tuple(video_BTCHW.shape[1:]) != expected:
+            raise ConfigError(
+                f"the video encoder got clips of shape {tuple(video_BTCHW.shape)} and expects (batch, frames, "
+                f"colours, height, width) = (any, {', '.join(map(str, expected))}); make num_frames and "
+                "image_size of the model and of the data agree"
+            )
+
+
+class SpaceTimeBlock(nn.Module):
+    """Attention over the frames of each patch, then over the patches of each frame, then an MLP.
+
+    CLS takes no part in time; in space every frame works on its own copy and the updates are averaged.
+    Stochastic depth drops a branch for a whole clip, so that CLS and patches always agree.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.temporal_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.temporal_attn = SelfAttention(width, num_heads)
+        self.temporal_fc = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = SelfAttention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def start_time_as_identity(self) -> None:
+        """Temporal attention copies the spatial one; its output projection is zero."""
+        self.temporal_attn.load_state_dict(self.attn.state_dict())
+        self.temporal_norm1.load_state_dict(self.norm1.state_dict())
+        nn.init.zeros_(self.temporal_fc.weight)
+        nn.init.zeros_(self.temporal_fc.bias)
+
+    def forward(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the patches and CLS after the three residual branches."""
+        patches_BTPD = patches_BTPD + self.drop_path(self._over_time(patches_BTPD))
+        update_BTND = self.drop_path(self._over_space(patches_BTPD, cls_B1D))
+        patches_BTPD = patches_BTPD + update_BTND[:, :, 1:]
+        cls_B1D = cls_B1D + update_BTND[:, :, :1].mean(dim=1)
+        tokens_BSD = torch.cat([cls_B1D, patches_BTPD.flatten(1, 2)], dim=1)
+        tokens_BSD = tokens_BSD + self.drop_path(self.mlp(self.norm2(tokens_BSD)))
+        return tokens_BSD[:, 1:].view_as(patches_BTPD), tokens_BSD[:, :1]
+
+    def _over_time(self, patches_BTPD: Tensor) -> Tensor:
+        batch, frames, patches, width = patches_BTPD.shape
+        frames_RTD = self.temporal_norm1(patches_BTPD).transpose(1, 2).flatten(0, 1)
+        update_RTD: Tensor = self.temporal_fc(self.temporal_attn(frames_RTD))
+        return update_RTD.view(batch, patches, frames, width).transpose(1, 2)
+
+    def _over_space(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> Tensor:
+        batch, frames, patches, width = patches_BTPD.shape
+        cls_BT1D = cls_B1D[:, None].expand(-1, frames, -1, -1)
+        tokens_RND = torch.cat([cls_BT1D, patches_BTPD], dim=2).flatten(0, 1)
+        update_RND: Tensor = self.attn(self.norm1(tokens_RND))
+        return update_RND.view(batch, frames, 1 + patches, width)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_RSD: Tensor) -> Tensor:
+        """Every token of a row attends to all tokens of that row."""
+        rows, length, _ = tokens_RSD.shape
+        qkv: Tensor = self.qkv(tokens_RSD).view(rows, length, 3, self.num_heads, -1)  # the last: D / heads
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(query, key, value)  # R, heads, S, D / heads
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
