@@ -1,0 +1,20 @@
+"""Pictures inside the page itself, as data URIs."""
+
+import base64
+
+from alpro_stream.errors import MediaError
+
+_SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+
+
+def data_uri(picture: bytes) -> str:
+    """A JPEG or PNG file as a ``data:`` address.
+
+    Raises:
+        MediaError: the bytes are neither.
+    """
+    for signature, mime_type in _SIGNATURES.items():
+        if picture.startswith(signature):
+            return f"data:{mime_type};base64,{base64.b64encode(picture).decode('ascii')}"
+    found = picture[:8].hex(" ") or "no bytes"
+    raise MediaError(f"a picture of a page starts with {found}; expected the bytes of a JPEG or PNG file")

@@ -1,0 +1,1 @@
+"""Measurements of every stage, run from a checkout."""
