@@ -1,0 +1,102 @@
+"""One rank's part of a global batch. Tensors: B samples, T frames, H, W pixels, L tokens."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of the rank's lanes, lane by lane.
+
+    Attributes:
+        step: position in the run.
+        source: name of the source.
+        kind: all samples of a batch are videos, or all are images.
+        first_lane: number of the first lane in the run.
+        num_lanes: lanes of this batch; each has B / num_lanes samples, next to each other.
+        keys: sample keys.
+        captions: the chosen caption of each sample.
+        frames_BTHWC: uint8 RGB.
+        ids_BL: token ids, int64.
+        mask_BL: attention mask, int64, 1 = token.
+        mlm_ids_BL: token ids with some hidden.
+        mlm_labels_BL: hidden ids, -100 where nothing is predicted.
+        boxes_B4: PEM's crop: top, left, height, width in patches, int64.
+        video_id_B: equal for the same video.
+        text_id_B: equal for the same words.
+    """
+
+    step: int
+    source: str
+    kind: Literal["video", "image"]
+    first_lane: int
+    num_lanes: int
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    frames_BTHWC: Tensor
+    ids_BL: Tensor
+    mask_BL: Tensor
+    mlm_ids_BL: Tensor
+    mlm_labels_BL: Tensor
+    boxes_B4: Tensor
+    video_id_B: Tensor
+    text_id_B: Tensor
+
+    def __post_init__(self) -> None:
+        size, length = len(self.keys), self.ids_BL.shape[1]
+        if len(self.captions) != size:
+            raise ValueError(f"Batch.captions has {len(self.captions)} entries for {size} keys")
+        expected = {
+            "ids_BL": (size, length),
+            "mask_BL": (size, length),
+            "mlm_ids_BL": (size, length),
+            "mlm_labels_BL": (size, length),
+            "boxes_B4": (size, 4),
+            "video_id_B": (size,),
+            "text_id_B": (size,),
+        }
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"Batch.{name} has shape {found}, expected {shape}")
+        if self.frames_BTHWC.ndim != 5 or self.frames_BTHWC.shape[0] != size or self.frames_BTHWC.shape[-1] != 3:
+            raise ValueError(f"Batch.frames_BTHWC has shape {tuple(self.frames_BTHWC.shape)}, expected (B, T, H, W, 3)")
+        if self.frames_BTHWC.dtype != torch.uint8:
+            raise ValueError(f"Batch.frames_BTHWC is {self.frames_BTHWC.dtype}, expected uint8")
+        if size % self.num_lanes:
+            raise ValueError(f"{size} samples are not a whole number for each of {self.num_lanes} lanes")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; copies overlap with what runs there."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def micro_batches(self, count: int) -> list["Batch"]:
+        """Cuts the batch between lanes into `count` equal parts; a lane is never split.
+
+        Raises:
+            ValueError: `count` does not divide the lanes.
+        """
+        if self.num_lanes % count:
+            raise ValueError(f"{self.num_lanes} lanes cannot be cut into {count} equal micro-batches")
+        return [self._part(i, count) for i in range(count)]
+
+    def _part(self, part: int, count: int) -> "Batch":
+        size, num_lanes = len(self) // count, self.num_lanes // count
+        rows = slice(part * size, (part + 1) * size)
+        cut: dict[str, Any] = {
+            field.name: value[rows]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor | tuple)
+        }
+        return replace(self, first_lane=self.first_lane + part * num_lanes, num_lanes=num_lanes, **cut)

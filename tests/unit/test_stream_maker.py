@@ -1,0 +1,220 @@
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stream_parts import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, assert_pixels_equal, open_maker, stream_config
+
+from alpro_stream.errors import DataError
+from alpro_stream.shards.index import index_tar, write_index
+from alpro_stream.shards.layout import DatasetInfo, ShardInfo, save_dataset_info
+from alpro_stream.shards.writer import ShardWriter
+from alpro_stream.stream.frames import choose_frames
+from alpro_stream.stream.maker import fingerprint
+from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.sources import open_sources
+from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer
+from alpro_stream.testing.shards import caption_of, picture, sample, write_dataset, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stream")
+    write_dataset(root / "train", video_shards=[5, 7, 6], image_shards=[9], num_frames=9)
+    write_tokenizer(root / "tokenizer")
+    return root
+
+
+def number_of(key):
+    return int(key.rpartition("-")[2])
+
+
+def test_what_a_batch_holds(root):
+    maker, plan = open_maker(stream_config(root))
+    batch = maker.make(plan, 0, range(4))
+    assert batch.frames_BTHWC.shape == (8, NUM_FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert batch.captions == tuple(caption_of(number_of(key)) for key in batch.keys)
+    ids, mask = maker.tokenizer(batch.captions)
+    assert torch.equal(batch.ids_BL, ids)
+    assert torch.equal(batch.mask_BL, mask)
+    hidden = batch.mlm_labels_BL != IGNORED_LABEL
+    assert torch.equal(batch.mlm_labels_BL[hidden], ids[hidden])
+    assert torch.equal(batch.mlm_ids_BL[~hidden], ids[~hidden])
+    top, left, height, width = batch.boxes_B4.T
+    assert torch.stack([top, left, height - 1, width - 1]).min() >= 0
+    assert torch.stack([top + height, left + width]).max() <= IMAGE_SIZE // PATCH_SIZE
+    assert (batch.kind, batch.source, batch.step) == ("video", "video", 0)
+    assert len(set(batch.keys)) == 8
+
+
+def test_pixels_are_the_drawn_window_of_the_drawn_frames(root):
+    """The window is as large as the image here, so that nothing is resized: 28 of 32 pixels."""
+    config = stream_config(root, flip_probability=1)
+    maker, plan = open_maker(config)
+    batch = maker.make(plan, 0, range(4))
+    for clip, key in zip(batch.frames_BTHWC, batch.keys, strict=True):
+        identity = (config.seed, "video", 0, key)
+        left, top = np.floor(Draws("crop", *identity).uniform(2) * 5).astype(int)
+        chosen = choose_frames(9, NUM_FRAMES, "headtail", Draws("frames", *identity))
+        for pixels, frame in zip(clip, chosen, strict=True):
+            stored = np.asarray(Image.open(io.BytesIO(picture(number_of(key), frame, 32))))
+            assert_pixels_equal(pixels, stored[top : top + 28, left : left + 28][:, ::-1])
+
+
+def test_masks_are_those_of_the_sample(root):
+    config = stream_config(root)
+    maker, plan = open_maker(config)
+    batch = maker.make(plan, 0, range(4))
+    for row, key in enumerate(batch.keys):
+        masked = maker.tokenizer.mask(batch.ids_BL[row].numpy(), 0.15, Draws("mlm", config.seed, "video", 0, key))
+        assert batch.mlm_ids_BL[row].tolist() == masked.ids_L.tolist()
+        assert batch.mlm_labels_BL[row].tolist() == masked.labels_L.tolist()
+
+
+def test_a_sample_does_not_depend_on_its_batch(root):
+    maker, plan = open_maker(stream_config(root))
+    whole = maker.make(plan, 1, range(4))
+    for lane in range(4):
+        alone, part = maker.make(plan, 1, range(lane, lane + 1)), whole.micro_batches(4)[lane]
+        assert (alone.keys, alone.first_lane, alone.num_lanes) == (part.keys, lane, 1)
+        for name in ("frames_BTHWC", "mlm_ids_BL", "boxes_B4", "video_id_B", "text_id_B"):
+            assert torch.equal(getattr(alone, name), getattr(part, name))
+
+
+def test_augmentation_changes_with_the_pass_and_the_seed(root):
+    def drawn(seed, steps):
+        maker, plan = open_maker(stream_config(root, seed=seed, sources=[{"path": root / "train", "kind": "video"}]))
+        batches = [maker.make(plan, step, range(4)) for step in steps]
+        return {key: batch.boxes_B4[row].tolist() for batch in batches for row, key in enumerate(batch.keys)}
+
+    first, second, other = drawn(1, range(2)), drawn(1, range(2, 4)), drawn(2, range(2))
+    for later in (second, other):
+        common = first.keys() & later.keys()
+        assert len(common) >= 8
+        assert sum(first[key] != later[key] for key in common) > len(common) / 2
+
+
+@pytest.mark.parametrize(("probability", "low", "high"), [(0, 0, 0), (1, 8, 8)])
+def test_the_flip_is_of_whole_clips(root, probability, low, high):
+    plain, plan = open_maker(stream_config(root, crop_scale=1, flip_probability=0))
+    maker, _ = open_maker(stream_config(root, crop_scale=1, flip_probability=probability))
+    expected, found = (m.make(plan, 0, range(4)).frames_BTHWC for m in (plain, maker))
+    mirrored = sum(torch.equal(one.flip(2), other) for one, other in zip(expected, found, strict=True))
+    assert low <= mirrored <= high
+
+
+def test_images_are_decoded_once_and_repeated(root):
+    calls = []
+
+    class Counted:
+        def __init__(self, decoder):
+            self._decoder = decoder
+
+        def decode(self, requests):
+            calls.append(len(requests))
+            return self._decoder.decode(requests)
+
+    config = stream_config(root, sources=[{"path": root / "train", "kind": "image"}])
+    maker, plan = open_maker(config, wrap=Counted)
+    batch = maker.make(plan, 0, range(4))
+    assert calls == [8]
+    assert batch.kind == "image"
+    assert torch.equal(batch.frames_BTHWC, batch.frames_BTHWC[:, :1].expand_as(batch.frames_BTHWC))
+
+
+def test_every_caption_is_chosen_and_equal_texts_and_videos_are_known(root, tmp_path):
+    captions = ("A red dog moves", "a blue cat moves ", "a RED dog moves")
+    with ShardWriter(tmp_path, "video-000000", "video") as writer:
+        for number in range(8):
+            clip = sample(number, "video", 2, 32)
+            writer.add(replace(clip, metadata=replace(clip.metadata, captions=captions)))
+        save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"size": 32}, [writer.close()]))
+    maker, plan = open_maker(stream_config(root, sources=[{"path": tmp_path}]))
+    batches = [maker.make(plan, step, range(4)) for step in range(12)]
+    counts = [sum(batch.captions.count(caption) for batch in batches) for caption in captions]
+    # 96 draws of 3: standard deviation 4.6.
+    assert sum(counts) == 96
+    assert min(counts) > 32 - 4 * 5
+    for batch in batches:
+        words = [caption.strip().lower() for caption in batch.captions]
+        for ids, names in ((batch.text_id_B, words), (batch.video_id_B, batch.keys)):
+            same = np.array(names)[:, None] == np.array(names)[None]
+            assert np.array_equal((ids[:, None] == ids[None]).numpy(), same)
+    assert sorted(batches[0].video_id_B.tolist()) == sorted(batches[1].video_id_B.tolist())
+
+
+@pytest.mark.parametrize(("captions", "frames", "found"), [([], 1, "1 frames and 0"), (["a"], 0, "0 frames and 1")])
+def test_a_foreign_sample_without_caption_or_frame_is_named(root, tmp_path, captions, frames, found):
+    metadata = {"id": "x", "captions": captions, "qa": [], "kind": "video", "frame_timestamps_s": [], "source": {}}
+    with tarfile.open(tmp_path / "video-000000.tar", "w") as tar:
+        for number in range(8):
+            members = [("json", json.dumps(metadata).encode()), ("000.jpg", picture(0, 0, 32))]
+            for extension, data in members[: 1 + frames]:
+                info = tarfile.TarInfo(f"k{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    write_index(tmp_path / "video-000000.idx", index_tar(tmp_path / "video-000000.tar"))
+    counts = dict.fromkeys(("num_captions", "num_questions", "num_bytes"), 0)
+    info = ShardInfo(name="video-000000", kind="video", num_samples=8, sha256="", index_sha256="", **counts)
+    save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"size": 32}, [info]))
+    maker, plan = open_maker(stream_config(root, sources=[{"path": tmp_path}]))
+    with pytest.raises(DataError, match=rf"^video-000000:\d k\d: {found} captions stored"):
+        maker.make(plan, 0, range(4))
+
+
+def test_costs_are_counted(root):
+    maker, plan = open_maker(stream_config(root))
+    batches = [maker.make(plan, step, range(4)) for step in range(2)]
+    assert len(batches) == 2
+    assert min(maker.seconds.read_s, maker.seconds.decode_s, maker.seconds.text_s) > 0
+
+
+def fingerprint_of(root, num_frames=NUM_FRAMES, **changes):
+    config = stream_config(root, **changes)
+    return fingerprint(config, open_sources(config.sources), Tokenizer(config.text.tokenizer, 12), num_frames)
+
+
+def test_the_fingerprint_survives_json(root):
+    assert json.loads(json.dumps(fingerprint_of(root))) == fingerprint_of(root)
+
+
+def test_the_fingerprint_does_not_depend_on_places_and_threads(root, tmp_path):
+    write_dataset(tmp_path / "train", video_shards=[5, 7, 6], image_shards=[9], num_frames=9)
+    write_tokenizer(tmp_path / "tokenizer")
+    moved = fingerprint_of(tmp_path, decode={"num_threads": 2, "prefetch": 7})
+    assert moved == fingerprint_of(root)
+    heavier = [{"path": root / "train", "weight": 3}]
+    assert fingerprint_of(root, sources=heavier) == fingerprint_of(root)
+    assert fingerprint_of(root, sources=heavier, mix="weights") != fingerprint_of(root, mix="weights")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"global_batch": 16},
+        {"num_lanes": 2},
+        {"window_shards": 3},
+        {"mix": "alternate"},
+        {"frames": "uniform"},
+        {"crop_scale": 0.5},
+        {"flip_probability": 0.1},
+        {"num_frames": 8},
+        {"decode": {"device": "mixed"}},
+    ],
+)
+def test_the_fingerprint_holds_every_setting_that_decides_a_batch(root, change):
+    assert fingerprint_of(root, **change) != fingerprint_of(root)
+
+
+def test_the_fingerprint_holds_what_is_read_and_in_which_order(root, tmp_path):
+    kinds = [{"path": root / "train", "kind": kind} for kind in ("video", "image")]
+    assert fingerprint_of(root, sources=kinds) == fingerprint_of(root)
+    assert fingerprint_of(root, sources=kinds[::-1]) != fingerprint_of(root)
+    assert fingerprint_of(root, sources=kinds[:1]) != fingerprint_of(root)
+    write_dataset(tmp_path / "train", video_shards=[5, 7, 7], image_shards=[9], num_frames=9)
+    assert fingerprint_of(root, sources=[{"path": tmp_path / "train"}]) != fingerprint_of(root)
