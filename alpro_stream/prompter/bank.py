@@ -1,0 +1,65 @@
+"""The prompt bank: one feature per entity and kind, built once for a prompter, a vocabulary and a tokenizer."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alpro_stream.model.alpro import DualEncoder
+from alpro_stream.prompter.labels import Kind
+from alpro_stream.prompter.prompts import PROMPT_TOKENS, prompts, templates
+from alpro_stream.stream.text import Tokenizer
+
+_KINDS: tuple[Kind, ...] = ("video", "image")
+_PROMPTS_AT_ONCE = 256
+
+
+@torch.inference_mode()
+def build_bank(encoder: DualEncoder, tokenizer: Tokenizer, entities: Sequence[str], kind: Kind) -> Tensor:
+    """Prompt features (M, E): the mean of an entity's normalised template features (published code).
+
+    The mean is not normalised again, so its product with a feature is not a cosine.
+    """
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    texts = prompts(entities, kind)
+    features = []
+    for start in range(0, len(texts), _PROMPTS_AT_ONCE):
+        ids, mask = tokenizer(texts[start : start + _PROMPTS_AT_ONCE], PROMPT_TOKENS)
+        features.append(encoder.encode_text(ids.to(device), mask.to(device))[1])
+    return torch.cat(features).reshape(len(templates(kind)), len(entities), -1).mean(dim=0)
+
+
+def bank_path(directory: Path, digest: str, tokenizer: Tokenizer, entities: Sequence[str]) -> Path:
+    """Where the bank of a combination is kept: another prompter, vocabulary or template is another file.
+
+    Args:
+        directory: where banks are kept.
+        digest: of the prompter's weights.
+        tokenizer: the prompter's own.
+        entities: the vocabulary, in the order of the PEM head's outputs.
+    """
+    parts = [digest, tokenizer.digest, *entities, *(t for kind in _KINDS for t in templates(kind))]
+    name = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+    return directory / f"prompt_bank-{name}.safetensors"
+
+
+def write_bank(encoder: DualEncoder, tokenizer: Tokenizer, entities: Sequence[str], path: Path) -> None:
+    """Builds the banks of both kinds and publishes them as one file."""
+    banks: dict[str, Tensor] = {}
+    for kind in _KINDS:
+        banks[kind] = build_bank(encoder, tokenizer, entities, kind).cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: where nodes share no file system to run in, each may be writing it.
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(banks, aside)
+    aside.rename(path)
+
+
+def load_bank(path: Path) -> dict[str, Tensor]:
+    """The banks (M, E) by kind, mapped from the file."""
+    return dict(load_file(path))

@@ -1,0 +1,319 @@
+"""A whole training run: its configuration, and `train(config)`, which builds the parts and trains."""
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import model_validator
+from safetensors.torch import save_file
+from torch import nn
+
+from alpro_stream.config import Config, save_config
+from alpro_stream.errors import CheckpointError, ConfigError
+from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
+from alpro_stream.model.alpro import Alpro, DualEncoder, ModelConfig
+from alpro_stream.model.weights import start_from_pretrained
+from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
+from alpro_stream.shards.entities import load_entities, merge_entities
+from alpro_stream.stream.cursor import check_fingerprint
+from alpro_stream.stream.decode import build_decoder
+from alpro_stream.stream.maker import BatchMaker, StreamConfig, fingerprint, make_plan
+from alpro_stream.stream.plan import Plan, lanes_of_rank
+from alpro_stream.stream.sources import Source, open_sources
+from alpro_stream.stream.text import Tokenizer
+from alpro_stream.train.checkpoint import WEIGHTS_FILE, complete_checkpoints, latest_checkpoint, read_state
+from alpro_stream.train.distributed import World, join_world
+from alpro_stream.train.engine import Engine
+from alpro_stream.train.restore import ensure_bank, load_labeller, start_from_run
+from alpro_stream.train.trainer import Parts, TrainConfig, Trainer
+
+logger = logging.getLogger(__name__)
+
+_VERSIONS = ("alpro-stream", "torch", "deepspeed", "transformers", "timm")
+
+
+class RunConfig(Config):
+    """One training run: stage one (`task: prompter`) or stage two (`task: pretrain`)."""
+
+    work_dir: str = "runs"
+    """Only a name for `${work_dir}` inside the file, so that one override moves everything."""
+    task: Literal["prompter", "pretrain"]
+    """What is trained: the dual encoder with VTC alone, or ALPRO with four losses."""
+    run_dir: Path
+    """Gets checkpoints, metrics and logs."""
+    stream: StreamConfig
+    """Data."""
+    model: ModelConfig = ModelConfig()
+    """Sizes and starting weights."""
+    start_from: Path | None = None
+    """Run or checkpoint whose encoders are the starting weights, in place of a pretrained ViT and BERT."""
+    losses: ObjectiveConfig = ObjectiveConfig()
+    """Weights of the losses; stage one uses VTC alone."""
+    prompter: PrompterConfig | None = None
+    """The frozen prompter; needed while PEM has a weight."""
+    train: TrainConfig = TrainConfig()
+    """Length, optimizer, engine, checkpoints."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.task == "pretrain" and self.losses.pem.weight and self.prompter is None:
+            raise ValueError("PEM needs a prompter: set prompter.checkpoint, or losses.pem.weight=0")
+        return self
+
+    @property
+    def uses_pem(self) -> bool:
+        """Whether soft labels are needed."""
+        return self.task == "pretrain" and self.losses.pem.weight > 0
+
+
+class FinishedRun(Config):
+    """What `train` hands back: the last checkpoint, and whether there was anything left to do."""
+
+    checkpoint: Path
+    num_steps: int
+    already_done: bool
+
+
+def train(config: RunConfig) -> FinishedRun:
+    """Trains, or goes on from the newest complete checkpoint in `run_dir`; called on every rank.
+
+    Raises:
+        AlproError: with a message for the user; see `alpro_stream.errors`.
+    """
+    world = join_world(config.train.timeout_s)
+    if config.train.engine.num_threads:
+        torch.set_num_threads(config.train.engine.num_threads)
+    with ExitStack() as stack:
+        with world.all_or_none():
+            if world.is_first:
+                stack.enter_context(_only_run_in(config.run_dir))
+        with world.all_or_none():
+            data = _open_data(config, world)
+            for source in data.sources:
+                stack.callback(source.reader.close)
+            previous = _previous_checkpoint(config, world, data)
+        _check_all_see_the_same(config, world, data, previous)
+        num_steps = config.train.num_steps(data.plan)
+        if previous and read_state(previous)["cursor"]["step"] >= num_steps:
+            return FinishedRun(checkpoint=previous, num_steps=num_steps, already_done=True)
+        parts = _build(config, world, data, stack)
+        lookahead = config.prompter.lookahead if config.prompter else 0
+        trainer = Trainer(config.train, parts, seed=config.stream.seed, lookahead=lookahead)
+        if previous:
+            trainer.resume(previous)
+        trainer.train()
+        return FinishedRun(checkpoint=latest_checkpoint(config.run_dir), num_steps=num_steps, already_done=False)
+
+
+@contextmanager
+def _only_run_in(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory; the lock ends with the process, however that ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another process is training in {run_dir}; wait for it, or set another run_dir"
+            ) from error
+        except OSError as error:  # Some cluster file systems have no locks.
+            logger.warning("%s cannot be locked (%s): start only one run in it", run_dir, error)
+        yield
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is cheap to open, and decides whether the run can begin at all."""
+
+    sources: tuple[Source, ...]
+    plan: Plan
+    tokenizer: Tokenizer
+    entities: list[str]
+    prompter: Path | None
+    prompter_digest: str | None
+
+
+def _open_data(config: RunConfig, world: World) -> _Data:
+    sources = open_sources(config.stream.sources)
+    plan = make_plan(config.stream, sources)
+    lanes = len(lanes_of_rank(world.rank, world.size, config.stream.num_lanes))
+    if lanes % config.train.engine.num_micro_batches:
+        raise ConfigError(
+            f"train.engine.num_micro_batches {config.train.engine.num_micro_batches} does not divide the {lanes} lanes "
+            f"of a rank ({config.stream.num_lanes} lanes over {world.size} ranks): lanes are never split"
+        )
+    tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
+    if not config.uses_pem or config.prompter is None:
+        return _Data(sources, plan, tokenizer, [], None, None)
+    # Looked up once: the run of stage one may be writing newer ones.
+    prompter = latest_checkpoint(config.prompter.checkpoint)
+    state = read_state(prompter)
+    _check_prompter(config, state["model"]["video"])
+    entities = run_entities(config.prompter, sources)
+    return _Data(sources, plan, tokenizer, entities, prompter, state["weights_sha256"])
+
+
+def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path | None:
+    """The newest complete checkpoint in the run directory, which must be of the same run."""
+    found = complete_checkpoints(config.run_dir)
+    if not found:
+        return None
+    state = read_state(found[-1])
+    check_fingerprint(state["fingerprint"], _fingerprint(config, data), str(found[-1]))
+    stage = config.train.engine.zero_stage
+    if (stage, world.size) != (state["zero_stage"], state["world_size"]):
+        raise CheckpointError(
+            f"{found[-1]} was written by {state['world_size']} ranks with ZeRO stage {state['zero_stage']}, this run "
+            f"has {world.size} with stage {stage}: optimizer state is not converted; use the same again"
+        )
+    return found[-1]
+
+
+def _check_all_see_the_same(config: RunConfig, world: World, data: _Data, previous: Path | None) -> None:
+    """Ranks that begin at different steps, or with different data, would train nonsense without an error."""
+    seen = {"fingerprint": _fingerprint(config, data), "previous": previous.name if previous else None}
+    if not world.all_same(json.dumps(seen, sort_keys=True)):
+        raise CheckpointError(
+            f"the ranks see different data or different checkpoints in {config.run_dir}: keep both on a file system "
+            "that all nodes share, or in equal copies"
+        )
+
+
+def _fingerprint(config: RunConfig, data: _Data) -> dict[str, Any]:
+    """What must not change inside a run: its data, its model, its task, its prompter."""
+    starting_weights = {"video": {"pretrained"}, "text": {"pretrained"}}
+    return {
+        **fingerprint(config.stream, data.sources, data.tokenizer, config.model.video.num_frames),
+        "task": config.task,
+        "model": config.model.model_dump(mode="json", exclude=starting_weights),
+        "entities": hashlib.sha256("\n".join(data.entities).encode()).hexdigest(),
+        "prompter": data.prompter_digest,
+    }
+
+
+def _build(config: RunConfig, world: World, data: _Data, stack: ExitStack) -> Parts:
+    """Decoder, model, engine and prompter: what takes seconds. What must be ended goes on the stack."""
+    video = config.model.video
+    rank_batch = config.stream.global_batch // world.size
+    if world.is_first:
+        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    world.barrier()
+    device_id = world.local_rank if world.device.type == "cuda" else None
+    decoder = build_decoder(config.stream.decode, video.image_size, rank_batch * video.num_frames, device_id)
+    maker = BatchMaker(
+        config.stream, data.sources, data.tokenizer, decoder, video.num_frames, video.image_size, video.patch_size
+    )
+    # The prompter starts while the model is built.
+    prompter = None
+    if data.prompter:
+        prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
+    torch.manual_seed(config.stream.seed)
+    engine = Engine(_objective(config, data), config.train.engine, config.train.optimizer, world, rank_batch)
+    return Parts(
+        run_dir=config.run_dir,
+        title=config.task,
+        world=world,
+        plan=data.plan,
+        maker=maker,
+        engine=engine,
+        prompter=prompter,
+        fingerprint=_fingerprint(config, data),
+        describe=_describe(config, data),
+        save_extras=partial(_save_extras, config, world, engine, data.tokenizer),
+    )
+
+
+def _objective(config: RunConfig, data: _Data) -> nn.Module:
+    vocab_size = data.tokenizer.vocab_size
+    model: Alpro | DualEncoder = (
+        DualEncoder(config.model, vocab_size)
+        if config.task == "prompter"
+        else Alpro(config.model, vocab_size, max(1, len(data.entities)))
+    )
+    start_from_pretrained(model)
+    if config.start_from:
+        start_from_run(model, data.tokenizer, config.start_from)
+    if isinstance(model, DualEncoder):
+        return DualObjective(model)
+    return PretrainObjective(model, config.losses, config.stream.seed)
+
+
+def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Path, rank_batch: int) -> Prompter:
+    assert config.prompter is not None
+    banks = config.run_dir / "prompter"
+    with world.all_or_none():
+        if world.is_first:
+            ensure_bank(checkpoint, data.entities, banks, world.device)
+    with world.all_or_none():
+        bank = ensure_bank(checkpoint, data.entities, banks, world.device)
+    make_labeller = partial(load_labeller, checkpoint, bank, config.losses.pem, world.device)
+    if config.prompter.placement == "inline":
+        return InlinePrompter(make_labeller())
+    video = config.model.video
+    return PrompterClient(
+        make_labeller,
+        (rank_batch, video.num_frames, video.image_size, video.image_size, 3),
+        len(data.entities),
+        config.prompter,
+        config.run_dir / "logs" / f"prompter-rank{world.rank}.log",
+        world.rank,
+    )
+
+
+def _check_prompter(config: RunConfig, theirs: dict[str, Any]) -> None:
+    assert config.prompter is not None
+    for name in ("image_size", "patch_size", "num_frames"):
+        ours = getattr(config.model.video, name)
+        if theirs[name] != ours:
+            raise CheckpointError(
+                f"the prompter {config.prompter.checkpoint} was trained with {name} {theirs[name]}, this run has "
+                f"{ours}: both see the same crops, so set model.video.{name} alike and train the prompter again"
+            )
+
+
+def _describe(config: RunConfig, data: _Data) -> dict[str, Any]:
+    """What a reader of the checkpoint needs beside the fingerprint."""
+    return {
+        "task": config.task,
+        "model": config.model.model_dump(mode="json"),
+        "num_tokens": config.stream.text.num_tokens,
+        "vocab_size": data.tokenizer.vocab_size,
+        "entities": data.entities,
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
+
+
+def run_entities(config: PrompterConfig, sources: tuple[Source, ...]) -> list[str]:
+    """The vocabulary of a run: from its own file, or merged from its sources' entities.json, most frequent first.
+
+    Raises:
+        ConfigError: fewer than two entities.
+    """
+    paths = [config.entities] if config.entities else sorted({source.reader.directory for source in sources})
+    files = [path if path.is_file() else path / "entities.json" for path in paths]
+    words = [word for word, _ in merge_entities([load_entities(path) for path in files])][: config.num_entities]
+    if len(words) < 2:
+        raise ConfigError(
+            f"PEM needs at least 2 entities, found {len(words)} in {', '.join(map(str, files))}; captions without "
+            "nouns give none: set prompter.entities to a file of your own, or losses.pem.weight=0"
+        )
+    return words
+
+
+def _save_extras(config: RunConfig, world: World, engine: Engine, tokenizer: Tokenizer, directory: Path) -> None:
+    parameters = engine.full_parameters()
+    if world.is_first:
+        prefix = "model."
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in parameters.items() if name.startswith(prefix)}
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        tokenizer.save(directory / "tokenizer")
+        save_config(config, directory / "config.yaml")

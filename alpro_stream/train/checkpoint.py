@@ -1,0 +1,169 @@
+"""Checkpoints: written aside, published by a rename, complete only with their mark.
+
+::
+
+    RUN/checkpoints/step-000120/
+        engine/            parameters and optimizer state, as DeepSpeed writes them
+        model.safetensors  the model alone, for anything that is not this run
+        config.yaml        the resolved configuration
+        state.json         cursor, fingerprint of the data, entities, prompter, versions
+        tokenizer/         so that the checkpoint can be used by itself
+        COMPLETE           written last
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alpro_stream.errors import AlproError, CheckpointError
+from alpro_stream.train.distributed import World
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+_COMPLETE = "COMPLETE"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint after so many steps."""
+    return f"step-{step:06d}"
+
+
+def publish(run_dir: Path, step: int, world: World, write: Callable[[Path], None], keep: int) -> Path:
+    """Writes a checkpoint on all ranks and makes it visible at once.
+
+    Args:
+        run_dir: directory of the run.
+        step: committed steps.
+        world: the ranks; each calls this.
+        write: writes into the directory it is given, on every rank. It may wait for the other ranks, so where one
+            rank fails it raises only after all of that.
+        keep: complete checkpoints to leave, this one included.
+
+    Raises:
+        AlproError: a rank could not write (a full disk, say); earlier checkpoints stay as they are.
+    """
+    folder = run_dir / "checkpoints"
+    final, aside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
+    try:
+        with _stage(world, step, folder):
+            if world.is_first:
+                _remove_unfinished(folder)
+                aside.mkdir(parents=True)
+        with _stage(world, step, folder):
+            write(aside)
+        with _stage(world, step, folder):
+            if world.local_rank == 0:
+                _flush(aside)
+        with _stage(world, step, folder):
+            if world.is_first:
+                aside.rename(final)
+                (final / _COMPLETE).write_text(f"{FORMAT_VERSION}\n", encoding="utf-8")
+    except AlproError:
+        if world.is_first:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if world.is_first:
+        _remove_old(run_dir, keep)
+    return final
+
+
+@contextmanager
+def _stage(world: World, step: int, folder: Path) -> Iterator[None]:
+    """A part of a save that every rank has behind it before any of them begins the next."""
+    with world.all_or_none():
+        try:
+            yield
+        except Exception as error:  # torch and safetensors have no common base of what a full disk makes them raise.
+            raise CheckpointError(f"checkpoint of step {step} could not be written to {folder}: {error}") from error
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what runs that were killed while saving left; never complete, so nobody can be reading it."""
+    unmarked = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and not _is_complete(path)]
+    for path in (*folder.glob(".step-*.partial"), *unmarked):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_old(run_dir: Path, keep: int) -> None:
+    for old in complete_checkpoints(run_dir)[:-keep]:
+        # Without its mark first: a removal that is interrupted must not leave a half checkpoint that counts.
+        (old / _COMPLETE).unlink()
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(directory: Path) -> None:
+    """Waits until the files of this node are on the disk: the mark must not survive a power cut that they do not."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = {
+        int(match[1]): path
+        for path in (run_dir / "checkpoints").glob("step-*")
+        # Not the copies that people make, such as step-000100-good.
+        if (match := _NAME.fullmatch(path.name)) and _is_complete(path)
+    }
+    # By number: from a million steps on, the names do not sort.
+    return [found[step] for step in sorted(found)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / _COMPLETE).is_file()
+
+
+def latest_checkpoint(path: Path) -> Path:
+    """The checkpoint a path means: itself, or the newest complete one of the run in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if _is_complete(path):
+        return path
+    found = complete_checkpoints(path)
+    if not found:
+        what = "a checkpoint that was not finished" if (path / "state.json").is_file() else "no complete checkpoint"
+        raise CheckpointError(f"{path} holds {what}; give the directory of a run or of a checkpoint (`alpro train`)")
+    return found[-1]
+
+
+def write_state(directory: Path, state: dict[str, Any]) -> None:
+    """Writes state.json, with the digest of the weights that are already there."""
+    digest = file_digest(directory / WEIGHTS_FILE)
+    values = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **state}
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    (directory / "state.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Reads state.json.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
+    path = directory / "state.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {state.get('format_version')}, this program reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

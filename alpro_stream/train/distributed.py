@@ -1,0 +1,132 @@
+"""Ranks: which one this is, and the few collectives the training needs."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from alpro_stream.errors import AlproError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among the ranks of a run.
+
+    Attributes:
+        rank: of this process, over all nodes.
+        local_rank: on this node.
+        size: number of ranks.
+        device: where its tensors live.
+        control: group for what ranks tell each other on their CPUs; None is the default group.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all ranks, concatenated by global rank; carries no gradient."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def all_same(self, value: str) -> bool:
+        """Whether every rank gives the same value; all ranks must ask."""
+        digest = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=7).digest(), "big")
+        digests = self.gather(torch.tensor([digest], device=self.device))
+        return bool((digests == digest).all())
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """What is inside succeeds on every rank or every rank raises: nobody waits for a rank that gave up.
+
+        Entered by all ranks; nothing inside may wait for another rank. A rank that failed raises its own error.
+
+        Raises:
+            AlproError: another rank failed; carries that rank's message.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if self.size > 1:
+            self._vote(failure)
+        if failure is not None:
+            raise failure
+
+    def _vote(self, failure: Exception | None) -> None:
+        failures = torch.tensor([failure is not None], dtype=torch.int32)
+        dist.all_reduce(failures, group=self.control)
+        if not failures.item():
+            return
+        messages: list[str | None] = [None] * self.size
+        dist.all_gather_object(messages, None if failure is None else _text(failure), group=self.control)
+        if failure is None:
+            raise AlproError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(messages) if text))
+
+
+def join_world(timeout_s: float) -> World:
+    """Joins the process group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Without those variables the process is a world of its own. NCCL is used on GPUs, gloo on CPUs. A process
+    group that exists already is used as it is.
+
+    Raises:
+        AlproError: some of the variables are set and some are missing.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s)
+    # DeepSpeed insists on the variable, also where there is one rank and no launcher.
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    # Votes through NCCL would make every step wait for the GPU.
+    timeout = timedelta(seconds=timeout_s)
+    control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control)
+
+
+def _start_group(backend: str, rank: int, world_size: int, timeout_s: float) -> None:
+    if world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise AlproError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start ranks with a launcher")
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), rank=rank, world_size=world_size)
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, AlproError) else f"{type(error).__name__}: {error}"

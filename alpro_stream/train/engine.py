@@ -1,0 +1,214 @@
+"""The engine: DeepSpeed ZeRO behind five verbs; the only module of the library that imports deepspeed."""
+
+import io
+import logging
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+# DeepSpeed compiles operators with ninja, which pip puts beside Python: found there also when the environment was not
+# activated.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+# DeepSpeed warns on standard output, at import, about what is the normal case on a machine without a GPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from pydantic import Field
+from torch import Tensor, nn
+
+from alpro_stream.config import Config
+from alpro_stream.errors import CheckpointError
+from alpro_stream.train.distributed import World
+
+for _name in ("DeepSpeed", "torch.utils.cpp_extension"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+_TAG = "engine"
+
+
+class EngineConfig(Config):
+    """How a step is computed and where its state lives; changes nothing of what is learned."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO spreads over the ranks: 1 optimizer state, 2 also gradients, 3 also parameters."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast over fp32 parameters; temperature and similarities stay in fp32."""
+    num_micro_batches: int = Field(default=1, ge=1)
+    """Parts in which a rank computes its share of the global batch, cut between lanes."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """torch's threads on each rank; null leaves torch's own choice."""
+
+
+class OptimizerConfig(Config):
+    """AdamW as published, with the weight decay that the published code configures but does not apply."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak of the schedule."""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the run that is warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the moments."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=1e-3, ge=0)
+    """Not applied to biases, LayerNorm and other one-dimensional parameters."""
+    max_grad_norm: float = Field(default=20.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices, which decay, and biases, norms and scalars, which do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def deepspeed_config(engine: EngineConfig, max_grad_norm: float, rank_batch: int) -> dict[str, Any]:
+    """The dictionary DeepSpeed wants, made from our own settings so that no number is written twice."""
+    return {
+        "train_micro_batch_size_per_gpu": rank_batch // engine.num_micro_batches,
+        "gradient_accumulation_steps": engine.num_micro_batches,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": engine.zero_stage},
+        # AdamW of torch: correct under ZeRO, which DeepSpeed only checked for its own optimizers.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """Runs micro-batches, takes steps, saves and restores; every method is called on all ranks.
+
+    Args:
+        module: the objective with its model.
+        config: how to compute.
+        optimizer: AdamW's settings.
+        world: the ranks.
+        rank_batch: samples of one rank in a step.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, world: World, rank_batch: int
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._module = module.to(world.device)
+        self._norm: float | Tensor = float("nan")
+        adamw = torch.optim.AdamW(
+            parameter_groups(module, optimizer.weight_decay),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+        )
+        with redirect_stdout(io.StringIO()):  # It prints the names of the operators it compiles.
+            self._engine, *_ = deepspeed.initialize(
+                model=_Autocast(module, world.device, enabled=config.precision == "bf16"),
+                optimizer=adamw,
+                config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
+                dist_init_required=False,
+            )
+        self._engine.checkpoint_engine = self._files = _PatientWriter()
+        # Two scripts that turn the engine's files into a model, which is saved beside them; one more write to fail.
+        self._engine._copy_recovery_script = lambda path: None
+
+    @property
+    def module(self) -> nn.Module:
+        """The objective that was given."""
+        return self._module
+
+    def __call__(self, *arguments: Any) -> Any:
+        """One forward pass of the objective, under autocast when the precision asks for it."""
+        return self._engine(*arguments)
+
+    def features(self, *arguments: Any) -> Any:
+        """A forward pass without a graph."""
+        with torch.no_grad():
+            return self._engine(*arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradients of a micro-batch."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """After each backward; updates the parameters once the last micro-batch of a step is in."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            # Stage 0 does not keep the norm that it clips with; its gradients are whole on every rank.
+            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine.step()
+        if self._config.zero_stage > 0:
+            self._norm = self._engine.get_global_grad_norm()
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last update's gradients, before clipping; infinite where ZeRO refused the update."""
+        return float(self._norm)
+
+    def save(self, directory: Path) -> None:
+        """Writes parameters and optimizer state of all ranks.
+
+        Raises:
+            Exception: this rank could not write; raised when no rank waits for it any more.
+        """
+        self._files.failure = None
+        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        if self._files.failure:
+            raise self._files.failure
+
+    def load(self, directory: Path) -> None:
+        """Restores what `save` wrote.
+
+        Raises:
+            CheckpointError: the files do not fit this engine.
+        """
+        try:
+            path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        except Exception as error:  # DeepSpeed raises anything from KeyError to AssertionError here.
+            raise CheckpointError(f"the engine state in {directory} cannot be loaded: {error}") from error
+        if path is None:
+            raise CheckpointError(f"no engine state in {directory}")
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """Whole parameters by name on the first rank, nothing on the others; ZeRO 3 gathers each from all ranks."""
+        found = {}
+        for name, parameter in self._module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.zero_stage == 3):
+                if self._world.is_first:
+                    found[name] = parameter.detach().cpu().clone()
+        return found
+
+
+class _Autocast(nn.Module):
+    """Computes in bf16 from inside the engine, which switches off an autocast that it finds around itself."""
+
+    def __init__(self, module: nn.Module, device: torch.device, enabled: bool) -> None:
+        super().__init__()
+        self.module = module
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+    def forward(self, *arguments: Any) -> Any:
+        with self._autocast:
+            return self.module(*arguments)
+
+
+class _PatientWriter(TorchCheckpointEngine):  # type: ignore[misc]
+    """Notes that a write failed, where DeepSpeed's own raises and leaves the other ranks waiting at its barriers."""
+
+    failure: Exception | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            super().save(state_dict, path)
+        except Exception as error:
+            self.failure = self.failure or error

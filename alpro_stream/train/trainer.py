@@ -1,0 +1,320 @@
+"""The training loop: fetch, label, differentiate, step, commit; resume from the last commit."""
+
+import hashlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alpro_stream.config import Config
+from alpro_stream.errors import AlproError
+from alpro_stream.losses.objective import (
+    DualObjective,
+    GlobalCounts,
+    GlobalFeatures,
+    SoftLabels,
+    count_local,
+    same_pairs,
+)
+from alpro_stream.prompter.client import Prompter
+from alpro_stream.stream.batch import Batch
+from alpro_stream.stream.cursor import Cursor
+from alpro_stream.stream.loader import Loader
+from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.plan import Plan
+from alpro_stream.train.checkpoint import publish, read_state, write_state
+from alpro_stream.train.distributed import World
+from alpro_stream.train.engine import Engine, EngineConfig, OptimizerConfig
+from alpro_stream.train.metrics import MetricsWriter, ProgressLine
+from alpro_stream.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+class TrainConfig(Config):
+    """Length of the run, optimizer, engine, and what is written when."""
+
+    epochs: float = Field(default=10.0, gt=0)
+    """Passes through the sources; 10 as published."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps of the run, in place of `epochs`."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed ZeRO, precision, micro-batches."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines of metrics."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait of a rank for the others."""
+
+    def num_steps(self, plan: Plan) -> int:
+        """Steps of the run."""
+        return self.max_steps or max(1, round(self.epochs * plan.steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of, built by `alpro_stream.run`.
+
+    Attributes:
+        run_dir: gets checkpoints and metrics.
+        title: for the progress line.
+        world: the ranks.
+        plan: the order.
+        maker: batches.
+        engine: model and optimizer.
+        prompter: soft labels; None without PEM.
+        fingerprint: of the data.
+        describe: adds to state.json what a reader of the checkpoint needs.
+        save_extras: writes model, tokenizer and config beside the engine's state (all ranks).
+    """
+
+    run_dir: Path
+    title: str
+    world: World
+    plan: Plan
+    maker: BatchMaker
+    engine: Engine
+    prompter: Prompter | None
+    fingerprint: dict[str, Any]
+    describe: dict[str, Any]
+    save_extras: Callable[[Path], None]
+
+
+class Trainer:
+    """Trains until the last step; its own state is one number, the committed steps."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, seed: int, lookahead: int) -> None:
+        self._config = config
+        self._parts = parts
+        self._seed = seed
+        self._lookahead = lookahead
+        self.num_steps = config.num_steps(parts.plan)
+        self.step = 0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes on from a complete checkpoint of the same run, with the same ranks and ZeRO stage.
+
+        Raises:
+            AlproError: its files cannot be loaded, on this rank or on another.
+        """
+        state = read_state(checkpoint)
+        if state["num_steps"] != self.num_steps:
+            logger.warning(
+                "the run had %d steps and has %d now: from here its learning rate follows the new length",
+                state["num_steps"],
+                self.num_steps,
+            )
+        with self._parts.world.all_or_none():
+            self._parts.engine.load(checkpoint)
+        self.step = Cursor.from_dict(state["cursor"]).step
+
+    def train(self) -> None:
+        """Runs the steps that are left; the last one is always saved.
+
+        Raises:
+            AlproError: a batch or its labels cannot be made, on this rank or on another; or a loss is not finite.
+        """
+        parts, config = self._parts, self._config
+        with ExitStack() as stack:
+            metrics = None
+            if parts.world.is_first:
+                metrics = stack.enter_context(closing(MetricsWriter(parts.run_dir, self.step)))
+            progress = ProgressLine(parts.title, self.num_steps, self.step, shown=parts.world.is_first)
+            stack.enter_context(closing(progress))
+            loader = stack.enter_context(closing(self._loader()))
+            clock = StepClock()
+            for batch, labels in self._batches(loader, clock):
+                rate = learning_rate(
+                    self.step + 1, self.num_steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio
+                )
+                shares = self._train_step(batch, labels, rate)
+                self.step += 1
+                timing = clock.lap(parts.plan.num_lanes * parts.plan.lane_batch)
+                is_saved, is_logged = self._is_due(config.checkpoint_every), self._is_due(config.log_every)
+                if is_saved or is_logged:
+                    values = self._global_values(shares) | {"gradient_norm": parts.engine.gradient_norm()}
+                    if is_logged and metrics:
+                        metrics.write(self.step, {"source": batch.source, **values, **timing, "learning_rate": rate})
+                    if is_logged:
+                        progress.show(self.step, values, timing)
+                    self._check_finite(values)
+                if is_saved:
+                    self._save()
+                    clock.restart()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def _loader(self) -> Loader:
+        world = self._parts.world
+        return Loader(
+            self._parts.maker,
+            self._parts.plan,
+            rank=world.rank,
+            world_size=world.size,
+            first_step=self.step,
+            last_step=self.num_steps,
+        )
+
+    def _batches(self, loader: Loader, clock: "StepClock") -> Iterator[tuple[Batch, SoftLabels | None]]:
+        """Batches in order with their labels, each handed to the prompter `lookahead` steps before it is yielded."""
+        prompter, batches = self._parts.prompter, iter(loader)
+        waiting: deque[Batch] = deque()
+        ahead = self._lookahead if prompter else 0
+        while True:
+            labels = None
+            # A rank without its batch or its labels must not leave the others waiting in the step's collectives.
+            with self._parts.world.all_or_none():
+                with clock.waiting_for("data"):
+                    while len(waiting) <= ahead and (batch := next(batches, None)) is not None:
+                        waiting.append(batch.to(self._parts.world.device))
+                        if prompter:
+                            prompter.submit(waiting[-1])
+                with clock.waiting_for("prompter"):
+                    if prompter and waiting:
+                        labels = prompter.collect(waiting[0])
+            if not waiting:
+                return
+            yield waiting.popleft(), labels
+
+    def _train_step(self, batch: Batch, labels: SoftLabels | None, rate: float) -> dict[str, Tensor]:
+        """Runs the micro-batches and the update; returns this rank's share of each global value."""
+        engine, num_parts = self._parts.engine, self._config.engine.num_micro_batches
+        shares = self._parts.world.size * num_parts
+        micro_batches = batch.micro_batches(num_parts)
+        arguments = self._arguments(batch, micro_batches, labels)
+        values: dict[str, Tensor] = {}
+        for index, (micro, gather) in enumerate(zip(micro_batches, self._gathers(micro_batches), strict=True)):
+            self._seed_dropout(index)
+            terms = engine(micro, gather, shares, *arguments[index])
+            engine.backward(terms.total)
+            engine.step(rate)
+            for name, value in terms.values.items():
+                values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value
+        if labels:
+            values["pem_kept"] = labels.keep_B.float().mean() / self._parts.world.size
+        return values
+
+    def _arguments(self, batch: Batch, micro_batches: list[Batch], labels: SoftLabels | None) -> list[tuple[Any, ...]]:
+        """What the objective takes beside the batch: nothing for VTC alone, else counts and soft labels."""
+        if isinstance(self._parts.engine.module, DualObjective):
+            return [()] * len(micro_batches)
+        counts = GlobalCounts(*self._parts.world.sum(count_local(batch, labels)))
+        if labels is None:
+            return [(counts, None)] * len(micro_batches)
+        size = len(batch) // len(micro_batches)
+        cuts = [slice(i * size, (i + 1) * size) for i in range(len(micro_batches))]
+        return [(counts, SoftLabels(labels.labels_BM[cut], labels.keep_B[cut])) for cut in cuts]
+
+    def _gathers(self, micro_batches: list[Batch]) -> list[Callable[[Tensor, Tensor], GlobalFeatures]]:
+        """For each micro-batch, how its objective gets the features of the whole global batch."""
+        world = self._parts.world
+        ids_B2 = torch.cat([torch.stack([micro.video_id_B, micro.text_id_B], dim=1) for micro in micro_batches])
+        ignore_GG = same_pairs(*world.gather(ids_B2).unbind(dim=1))
+        size = len(micro_batches[0])
+        first_rows = [(world.rank * len(micro_batches) + i) * size for i in range(len(micro_batches))]
+
+        def gather_now(video_BE: Tensor, text_BE: Tensor) -> GlobalFeatures:
+            return GlobalFeatures(world.gather(video_BE), world.gather(text_BE), ignore_GG, first_rows[0])
+
+        if len(micro_batches) == 1:
+            return [gather_now]
+        # Several micro-batches: all features first, without a graph, so that each sees the whole global batch.
+        features = []
+        for index, micro in enumerate(micro_batches):
+            self._seed_dropout(index)
+            features.append(self._parts.engine.features(micro, None, 1))
+        video_GE = world.gather(torch.cat([video for video, _ in features]))
+        text_GE = world.gather(torch.cat([text for _, text in features]))
+        return [_already(GlobalFeatures(video_GE, text_GE, ignore_GG, row)) for row in first_rows]
+
+    def _seed_dropout(self, micro_batch: int) -> None:
+        """Dropout and stochastic depth depend on (seed, step, rank, micro-batch), whatever ran before."""
+        name = f"dropout {self._seed} {self.step} {self._parts.world.rank} {micro_batch}"
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+
+    def _global_values(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
+        """The sums over the ranks, the same on every rank."""
+        sums = self._parts.world.sum(torch.stack(list(shares.values())))
+        return dict(zip(shares, sums.tolist(), strict=True))
+
+    def _check_finite(self, values: Mapping[str, float]) -> None:
+        """Stops before weights that are of no use take the place of good checkpoints."""
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise AlproError(
+                f"step {self.step} cannot be used: {', '.join(wrong)}; nothing of it is saved. Lower "
+                "train.optimizer.learning_rate, or look for what is wrong in the data of this step, and start again"
+            )
+
+    def _save(self) -> None:
+        parts = self._parts
+        state = {
+            "cursor": Cursor(self.step).to_dict(),
+            "num_steps": self.num_steps,
+            "fingerprint": parts.fingerprint,
+            "zero_stage": self._config.engine.zero_stage,
+            "world_size": parts.world.size,
+            **parts.describe,
+        }
+
+        def write(directory: Path) -> None:
+            parts.engine.save(directory)
+            parts.save_extras(directory)
+            if parts.world.is_first:
+                write_state(directory, state)
+
+        publish(parts.run_dir, self.step, parts.world, write, self._config.keep_checkpoints)
+
+
+def _already(known: GlobalFeatures) -> Callable[[Tensor, Tensor], GlobalFeatures]:
+    return lambda video_BE, text_BE: known
+
+
+class StepClock:
+    """Seconds of a step, and how many of them were spent waiting for what."""
+
+    def __init__(self) -> None:
+        self._waits = {"data": 0.0, "prompter": 0.0}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a step now; used when something that is not training came between."""
+        self._started = time.perf_counter()
+        self._waits = dict.fromkeys(self._waits, 0.0)
+
+    def waiting_for(self, what: str) -> "_Wait":
+        """Counts the time inside the `with` block as a wait."""
+        return _Wait(self._waits, what)
+
+    def lap(self, num_clips: int) -> dict[str, float]:
+        """Figures of the step that ends now; begins the next."""
+        seconds = time.perf_counter() - self._started
+        waits = {f"{what}_wait_percent": 100 * wait / seconds for what, wait in self._waits.items()}
+        self.restart()
+        return {"step_s": seconds, "clips_per_s": num_clips / seconds, **waits}
+
+
+class _Wait:
+    def __init__(self, waits: dict[str, float], what: str) -> None:
+        self._waits, self._what = waits, what
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._waits[self._what] += time.perf_counter() - self._started

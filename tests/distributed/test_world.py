@@ -1,0 +1,133 @@
+"""The process-group helper, and what ranks tell each other."""
+
+import os
+import time
+from datetime import timedelta
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from alpro_stream.errors import AlproError, DataError
+from alpro_stream.testing.distributed import RankError, run_ranks
+from alpro_stream.train.distributed import join_world
+
+PRELOAD = ("alpro_stream.run",)
+
+
+def everything_a_world_does():
+    world = join_world(timeout_s=60)
+    rows = torch.arange(3) + 10 * world.rank
+    found = {
+        "place": (world.rank, world.local_rank, world.size, world.is_first),
+        "gather": world.gather(rows[:, None]).flatten().tolist(),
+        "sum": world.sum(torch.tensor([1.0 + world.rank])).item(),
+        "same": (world.all_same("x"), world.all_same(f"x{world.rank}")),
+        "threads": torch.get_num_threads(),
+    }
+    for failing in ((), (1,), (0, 1)):
+        try:
+            with world.all_or_none():
+                if world.rank in failing:
+                    raise DataError(f"no clip on {world.rank}")
+            found[failing] = "fine"
+        except AlproError as error:
+            found[failing] = (type(error).__name__, str(error))
+    try:
+        with world.all_or_none():
+            assert world.rank == 1, "a bug"
+    except Exception as error:
+        found["bug"] = (type(error).__name__, str(error).splitlines()[0])
+    world.barrier()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run_ranks(everything_a_world_does, 2, preload=PRELOAD)
+
+
+def test_ranks_are_in_order(found):
+    assert [rank["place"] for rank in found] == [(0, 0, 2, True), (1, 1, 2, False)]
+    for rank in found:
+        assert rank["gather"] == [0, 1, 2, 10, 11, 12]
+        assert rank["sum"] == 3.0
+        assert rank["same"] == (True, False)
+        assert rank["threads"] == 1
+
+
+def test_all_succeed_or_all_raise(found):
+    assert [rank[()] for rank in found] == ["fine", "fine"]
+    assert found[0][1,] == ("AlproError", "rank 1 failed: no clip on 1")
+    assert found[1][1,] == ("DataError", "no clip on 1")
+    assert [rank[0, 1] for rank in found] == [("DataError", "no clip on 0"), ("DataError", "no clip on 1")]
+    assert [rank["bug"] for rank in found] == [
+        ("AssertionError", "a bug"),
+        ("AlproError", "rank 0 failed: AssertionError: a bug"),
+    ]
+
+
+def test_a_process_alone_is_a_world(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    world = join_world(timeout_s=10)
+    assert (world.rank, world.size) == (0, 1)
+    assert world.gather(torch.tensor([4])).tolist() == [4]
+    with pytest.raises(DataError, match="gone"), world.all_or_none():
+        raise DataError("gone")
+
+
+def half_a_launcher():
+    dist.destroy_process_group()
+    del os.environ["LOCAL_RANK"]
+    os.environ.pop("MASTER_ADDR", None)
+    join_world(timeout_s=10)
+
+
+def test_half_of_a_launchers_variables_is_refused():
+    with pytest.raises(RankError, match=r"WORLD_SIZE is 2 but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"):
+        run_ranks(half_a_launcher, 2, preload=PRELOAD)
+
+
+def process_id(scale):
+    return os.getpid(), scale * torch.ones(2)
+
+
+def fail_on_1(error):
+    if dist.get_rank() == 1:
+        raise ValueError(error)
+    # Waits for a rank that is gone; the helper must not.
+    dist.monitored_barrier(timeout=timedelta(seconds=600))
+
+
+def die_on_0():
+    if dist.get_rank() == 0:
+        os._exit(7)
+    time.sleep(600)
+
+
+def sleep_on_1():
+    if dist.get_rank() == 1:
+        time.sleep(600)
+
+
+def test_results_come_by_rank_from_processes_that_are_gone_afterwards():
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    results = run_ranks(process_id, 2, 3.0)
+    assert len({pid for pid, _ in results}) == 2
+    assert all(torch.equal(tensor, torch.tensor([3.0, 3.0])) for _, tensor in results)
+    assert not any(psutil.pid_exists(pid) for pid, _ in results)
+    # The multiprocessing module's own resource tracker may stay.
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert all("resource_tracker" in " ".join(child.cmdline()) for child in left)
+
+
+def test_a_rank_that_raises_dies_or_hangs_is_an_error_of_the_caller():
+    with pytest.raises(RankError, match=r"(?s)rank 1 raised:.*in fail_on_1.*ValueError: something is wrong"):
+        run_ranks(fail_on_1, 2, "something is wrong", preload=PRELOAD)
+    with pytest.raises(RankError, match="rank 0 died with exit status 7"):
+        run_ranks(die_on_0, 2, preload=PRELOAD)
+    with pytest.raises(RankError, match="not done in time: rank 1 of 2"):
+        run_ranks(sleep_on_1, 2, preload=PRELOAD, timeout_s=3)
+    assert not [child for child in psutil.Process().children() if child.name().startswith("rank-")]

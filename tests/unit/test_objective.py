@@ -1,0 +1,276 @@
+"""The objective against the paper's formulas, one sample and one pair at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alpro_stream.losses.objective import (
+    DualObjective,
+    GlobalCounts,
+    GlobalFeatures,
+    ObjectiveConfig,
+    PretrainObjective,
+    SoftLabels,
+    allowed_negatives,
+    count_local,
+    negative_noise,
+    same_pairs,
+)
+from alpro_stream.losses.pem import PemConfig
+from alpro_stream.model.alpro import Alpro, ModelConfig
+from alpro_stream.model.pixels import normalise
+from alpro_stream.stream.batch import Batch
+
+SIZE, LANES, LENGTH, VOCAB, ENTITIES, GRID, SEED = 6, 2, 7, 40, 5, 3, 11
+# Rows 0 and 2 show the same video, rows 0 and 1 say the same; lane 1 (rows 3-5) has no double.
+VIDEO_IDS, TEXT_IDS = (1, 2, 1, 4, 5, 6), (1, 1, 3, 4, 5, 6)
+CONFIG = ModelConfig.model_validate(
+    {
+        "video": {"image_size": 48, "num_frames": 2, "width": 32, "depth": 2, "num_heads": 2, "drop_path": 0},
+        "text": {
+            "width": 32,
+            "num_layers": 1,
+            "num_multimodal_layers": 1,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "dropout": 0,
+        },
+        "projection_size": 8,
+    }
+)
+
+
+def make_batch():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, VOCAB, (SIZE, LENGTH), generator=generator)
+    mask = (torch.arange(LENGTH)[None] < torch.tensor([7, 5, 6, 3, 7, 4])[:, None]).long()
+    masked = torch.rand(SIZE, LENGTH, generator=generator) < 0.3
+    masked[4] = False
+    return Batch(
+        step=9,
+        source="video",
+        kind="video",
+        first_lane=2,
+        num_lanes=LANES,
+        keys=tuple(f"k{i}" for i in range(SIZE)),
+        captions=tuple(f"c{i}" for i in range(SIZE)),
+        frames_BTHWC=torch.randint(0, 256, (SIZE, 2, 48, 48, 3), dtype=torch.uint8, generator=generator),
+        ids_BL=ids,
+        mask_BL=mask,
+        mlm_ids_BL=torch.where(masked & mask.bool(), 4, ids),
+        mlm_labels_BL=torch.where(masked & mask.bool(), ids, -100),
+        boxes_B4=torch.tensor([[0, 0, 2, 2], [1, 1, 2, 2], [0, 1, 3, 1], [2, 0, 1, 2], [0, 0, 1, 1], [1, 0, 2, 3]]),
+        video_id_B=torch.tensor(VIDEO_IDS),
+        text_id_B=torch.tensor(TEXT_IDS),
+    )
+
+
+def make_model():
+    torch.manual_seed(0)
+    model = Alpro(CONFIG, VOCAB, ENTITIES)
+    for name, parameter in model.named_parameters():
+        # Features of a fresh model are nearly equal; make rows differ, and time matter.
+        if "projection" in name or "temporal_fc" in name or "patch_embed" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_labels():
+    labels = torch.rand(SIZE, ENTITIES, generator=torch.Generator().manual_seed(5)).softmax(1)
+    return SoftLabels(labels, torch.tensor([True, False, True, True, False, True]))
+
+
+def alone(batch):
+    """How a world of one rank and one micro-batch gathers."""
+    return lambda video, text: GlobalFeatures(video, text, same_pairs(batch.video_id_B, batch.text_id_B), 0)
+
+
+def run_objective(model, config, batch, labels):
+    objective = PretrainObjective(model, config, SEED)
+    return objective(batch, alone(batch), 1, GlobalCounts(*count_local(batch, labels)), labels)
+
+
+class Reference:
+    """Every loss as nested loops over samples, each encoded by itself."""
+
+    def __init__(self, model, batch):
+        self.model, self.batch = model, batch
+        rows = [slice(i, i + 1) for i in range(SIZE)]
+        videos = [model.dual.encode_video(normalise(batch.frames_BTHWC[row])) for row in rows]
+        texts = [model.dual.encode_text(batch.ids_BL[row], batch.mask_BL[row]) for row in rows]
+        self.video_tokens, self.video_features = zip(*videos, strict=True)
+        self.text_tokens, self.text_features = zip(*texts, strict=True)
+        self.masked_tokens = [model.dual.encode_text(batch.mlm_ids_BL[row], batch.mask_BL[row])[0] for row in rows]
+        self.masks = [batch.mask_BL[row] for row in rows]
+
+    def similarity(self, video, text):
+        product = (self.video_features[video][0] * self.text_features[text][0]).sum()
+        return product / self.model.dual.raw_temperature[0]
+
+    def vtc(self):
+        loss = 0.0
+        for i in range(SIZE):
+            others = [j for j in range(SIZE) if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
+            to_text = torch.stack([self.similarity(i, j) for j in [i, *others]])
+            to_video = torch.stack([self.similarity(j, i) for j in [i, *others]])
+            loss -= to_text.log_softmax(0)[0] + to_video.log_softmax(0)[0]
+        return loss / (2 * SIZE)
+
+    def negatives(self):
+        """(video for text i, text for video i) by the race: the smallest noise / probability."""
+        noise = negative_noise(SEED, self.batch)
+        chosen = []
+        for i in range(SIZE):
+            lane = range(i // 3 * 3, i // 3 * 3 + 3)
+            others = [j for j in lane if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
+            if others:
+                video = min(others, key=lambda j, i=i: noise[0, i, j].item() / self.similarity(j, i).exp().item())
+                text = min(others, key=lambda j, i=i: noise[1, i, j].item() / self.similarity(i, j).exp().item())
+                chosen.append((i, video, text))
+        return chosen
+
+    def fuse(self, video, text, tokens=None):
+        text_tokens = (tokens or self.text_tokens)[text]
+        return self.model.multimodal(text_tokens, self.masks[text], self.video_tokens[video])[0]
+
+    def vtm(self):
+        pairs = [(i, i, 1) for i in range(SIZE)]
+        for i, video, text in self.negatives():
+            pairs += [(video, i, 0), (i, text, 0)]
+        losses = [-self.model.vtm_head(self.fuse(v, t)[0]).log_softmax(0)[match] for v, t, match in pairs]
+        return sum(losses) / len(losses)
+
+    def mlm(self):
+        losses = []
+        for i in range(SIZE):
+            scores = self.model.mlm_head(self.fuse(i, i, self.masked_tokens)[None, :LENGTH])[0].log_softmax(1)
+            for position, label in enumerate(self.batch.mlm_labels_BL[i].tolist()):
+                if label != -100:
+                    losses.append(-scores[position, label])
+        return sum(losses) / len(losses)
+
+    def pem(self, labels):
+        losses = []
+        for i in range(SIZE):
+            if labels.keep_B[i]:
+                patches = self.fuse(i, i)[LENGTH + 1 :].view(GRID, GRID, -1)
+                top, left, height, width = self.batch.boxes_B4[i].tolist()
+                region = patches[top : top + height, left : left + width].flatten(0, 1).mean(0)
+                losses.append(-(labels.labels_BM[i] * self.model.pem_head(region).log_softmax(0)).sum())
+        return sum(losses) / len(losses)
+
+
+def gradients_of(total, model):
+    found = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+    return {name: g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
+
+
+def test_values_and_gradients_equal_the_slow_reference():
+    model, batch, labels = make_model(), make_batch(), make_labels()
+    config = ObjectiveConfig(vtc=0.5, vtm=2.0, mlm=1.5, pem=PemConfig(weight=3.0))
+    terms = run_objective(model, config, batch, labels)
+    slow = Reference(model, batch)
+    expected = {"vtc": slow.vtc(), "vtm": slow.vtm(), "mlm": slow.mlm(), "pem": slow.pem(labels)}
+    assert terms.values.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms.values[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    total = 0.5 * expected["vtc"] + 2 * expected["vtm"] + 1.5 * expected["mlm"] + 3 * expected["pem"]
+    torch.testing.assert_close(terms.total, total, rtol=1e-5, atol=1e-6)
+    slow_gradients = gradients_of(total, model)
+    for name, gradient in gradients_of(terms.total, model).items():
+        torch.testing.assert_close(gradient, slow_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "untouched"),
+    [
+        ("vtc", {"dual.video_projection", "dual.text_projection", "dual.raw_temperature"}),
+        ("vtm", {"vtm_head"}),
+        ("mlm", {"mlm_head"}),
+        ("pem", {"pem_head"}),
+    ],
+)
+def test_a_weight_of_0_leaves_a_loss_out_and_the_others_as_they_are(left_out, untouched):
+    model, batch, labels = make_model(), make_batch(), make_labels()
+    weights = {"vtc": 1.0, "vtm": 1.0, "mlm": 1.0, "pem": {"weight": 1.0}}
+    everything = run_objective(model, ObjectiveConfig.model_validate(weights), batch, labels)
+    weights[left_out] = {"weight": 0.0} if left_out == "pem" else 0.0
+    terms = run_objective(model, ObjectiveConfig.model_validate(weights), batch, labels)
+    assert terms.values.keys() == everything.values.keys() - {left_out}
+    for name, value in terms.values.items():
+        torch.testing.assert_close(value, everything.values[name], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms.total.detach(), sum(terms.values.values()), rtol=1e-5, atol=1e-6)
+    without = [name for name, gradient in gradients_of(terms.total, model).items() if gradient is None]
+    assert all(name.startswith(tuple(untouched)) for name in without)
+    assert all(any(name.startswith(part) for name in without) for part in untouched)
+
+
+def test_vtc_alone_does_not_run_the_multimodal_encoder():
+    model, batch = make_model(), make_batch()
+    only_vtc = ObjectiveConfig(vtm=0, mlm=0, pem=PemConfig(weight=0))
+    terms = run_objective(model, only_vtc, batch, None)
+    dual = DualObjective(model.dual)(batch, alone(batch), 1)
+    assert terms.values.keys() == dual.values.keys() == {"vtc"}
+    torch.testing.assert_close(terms.total, dual.total)
+    gradients = gradients_of(terms.total, model)
+    assert {name.split(".")[0] for name, gradient in gradients.items() if gradient is not None} == {"dual"}
+
+
+def test_all_weights_0_are_refused():
+    with pytest.raises(ValueError, match="all four losses have weight 0"):
+        ObjectiveConfig(vtc=0, vtm=0, mlm=0, pem=PemConfig(weight=0))
+
+
+def test_pem_is_0_with_finite_gradients_when_no_sample_is_kept():
+    model, batch = make_model(), make_batch()
+    labels = replace(make_labels(), keep_B=torch.zeros(SIZE, dtype=torch.bool))
+    terms = run_objective(model, ObjectiveConfig(vtc=0, vtm=0, mlm=0), batch, labels)
+    assert terms.total.item() == 0
+    assert all(g is None or bool((g == 0).all()) for g in gradients_of(terms.total, model).values())
+
+
+def test_negatives_are_of_the_own_lane_with_another_video_and_another_text():
+    allowed = allowed_negatives(make_batch())
+    expected = {(1, 2), (2, 1), *((i, j) for i in (3, 4, 5) for j in (3, 4, 5) if i != j)}
+    assert {tuple(pair) for pair in allowed.nonzero().tolist()} == expected
+
+
+def test_noise_belongs_to_the_lane_and_not_to_its_place_in_a_batch():
+    batch = make_batch()
+    whole = negative_noise(SEED, batch)
+    first, second = batch.micro_batches(2)
+    assert torch.equal(negative_noise(SEED, first), whole[:, :3, :3])
+    assert torch.equal(negative_noise(SEED, second), whole[:, 3:, 3:])
+    for other in (negative_noise(SEED + 1, batch), negative_noise(SEED, replace(batch, step=10))):
+        assert not torch.equal(other[:, :3, :3], whole[:, :3, :3])
+    assert not torch.equal(whole[0, :3, :3], whole[1, :3, :3])
+    assert not torch.equal(whole[:, :3, :3], whole[:, 3:, 3:])
+
+
+def test_counts_are_masked_tokens_pairs_with_a_negative_and_kept_samples():
+    batch = make_batch()
+    num_masked = sum(label != -100 for row in batch.mlm_labels_BL.tolist() for label in row)
+    # Row 0 has no negative: its lane shares its video or its text. The five others have two each.
+    assert count_local(batch, make_labels()).tolist() == [num_masked, SIZE + 2 * 5, 4]
+    assert count_local(batch, None).tolist()[2] == 0
+
+
+def test_shares_of_micro_batches_add_up_to_the_whole():
+    model, batch, labels = make_model(), make_batch(), make_labels()
+    whole = run_objective(model, ObjectiveConfig(), batch, labels)
+    counts = GlobalCounts(*count_local(batch, labels))
+    objective = PretrainObjective(model, ObjectiveConfig(), SEED)
+    video_GE, text_GE = objective(batch, None, 1)
+    ignore = same_pairs(batch.video_id_B, batch.text_id_B)
+    parts = []
+    for index, micro in enumerate(batch.micro_batches(2)):
+        rows = slice(3 * index, 3 * index + 3)
+        known = GlobalFeatures(video_GE.detach(), text_GE.detach(), ignore, 3 * index)
+        own = SoftLabels(labels.labels_BM[rows], labels.keep_B[rows])
+        parts.append(objective(micro, lambda video, text, known=known: known, 2, counts, own))
+    for name, value in whole.values.items():
+        torch.testing.assert_close(sum(part.values[name] for part in parts), value, rtol=1e-5, atol=1e-6)
+    summed = gradients_of(sum(part.total for part in parts) / 2, model)
+    for name, gradient in gradients_of(whole.total, model).items():
+        torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
