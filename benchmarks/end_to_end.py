@@ -1,0 +1,210 @@
+"""Where each millisecond of a step goes: the demo's pre-training, with loader thread and prompter process at work.
+
+The rows from `step` to `rest` are the trainer's; the parts add up to the step. The rows `beside: ...` run at the same
+time and cost the trainer only what it waits, and the cores they share with it. Limits, measured in the same sitting: a
+plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate), and Pillow on
+bytes in memory for `decode`.
+"""
+
+import argparse
+import functools
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from alpro_stream.config import load_config
+from alpro_stream.errors import ConfigError
+from alpro_stream.losses.objective import (
+    GlobalCounts,
+    GlobalFeatures,
+    PretrainObjective,
+    SoftLabels,
+    count_local,
+    same_pairs,
+)
+from alpro_stream.model.alpro import Alpro
+from alpro_stream.run import RunConfig, run_entities, train
+from alpro_stream.shards.reader import ShardReader
+from alpro_stream.stream.batch import Batch
+from alpro_stream.stream.dali import DaliDecoder
+from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.sources import open_sources
+from alpro_stream.stream.text import Tokenizer
+from alpro_stream.train.checkpoint import complete_checkpoints
+from alpro_stream.train.engine import Engine
+from alpro_stream.train.restore import ensure_bank, load_labeller
+from benchmarks.harness import Measurement, Row, main
+
+CONFIG = "configs/demo/pretrain.yaml"
+WARMUP_STEPS = 5
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
+    """Trains some steps of the demo and takes them apart."""
+    num_steps = WARMUP_STEPS + (20 if arguments.quick else 150)
+    with tempfile.TemporaryDirectory(prefix="alpro-bench-") as folder:
+        overrides = [f"run_dir={folder}", f"train.max_steps={num_steps}", "train.checkpoint_every=1000000"]
+        config = load_config(RunConfig, CONFIG, [*overrides, *arguments.overrides])
+        _check_demo_ran(config)
+        with Stopwatch() as watch:
+            watch.on(Engine, "__call__", "forward")
+            watch.on(Engine, "backward", "backward")
+            watch.on(Engine, "step", "update")
+            watch.on(BatchMaker, "make", "batch", keep=True)
+            watch.on(ShardReader, "read", "read")
+            watch.on(DaliDecoder, "decode", "decode")
+            train(config)
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step_s"] for line in lines]
+    waits = {
+        what: [step * line[f"{what}_wait_percent"] / 100 for step, line in zip(steps, lines, strict=True)]
+        for what in ("data", "prompter")
+    }
+    parts = {name: _per_step(watch.seconds[name], num_steps) for name in ("forward", "backward", "update")}
+    known = [sum(values) for values in zip(*parts.values(), *waits.values(), strict=True)]
+    rest = [step - part for step, part in zip(steps, known, strict=True)]
+    batch: Batch = watch.kept["batch"][-1]
+    limits = Limits(config, batch)
+    shown = [
+        _row("step", steps, limits.forward_s + limits.backward_s),
+        _row("forward", parts["forward"], limits.forward_s),
+        _row("backward", parts["backward"], limits.backward_s),
+        _row("update", parts["update"]),
+        _row("data wait", waits["data"]),
+        _row("prompter wait", waits["prompter"]),
+        _row("rest", rest),
+        _row("beside: batch", watch.seconds["batch"]),
+        _row("beside: read", _per_step(watch.seconds["read"], num_steps)),
+        _row("beside: decode", watch.seconds["decode"], limits.decode_s),
+        _row("beside: labels", limits.labels, limits.labels_s),  # By themselves, with all threads.
+    ]
+    rate = Measurement(tuple(config.stream.global_batch / step for step in steps[WARMUP_STEPS:]))
+    return [*shown, Row.of("throughput", rate, "clips/s")]
+
+
+class Limits:
+    """What the same work takes at the rate of a plain matrix product, or of Pillow; and the labels by themselves."""
+
+    def __init__(self, config: RunConfig, batch: Batch) -> None:
+        assert config.prompter is not None
+        rate = matrix_product_rate()
+        forward, backward = objective_operations(config, batch)
+        self.forward_s, self.backward_s = forward / rate, backward / rate
+        device = torch.device("cpu")
+        entities = run_entities(config.prompter, open_sources(config.stream.sources))
+        bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
+        labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
+        with FlopCounterMode(display=False) as counter:
+            labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
+        self.labels_s = counter.get_total_flops() / rate
+        self.labels = repeat(lambda: labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind), 12)
+        self.decode_s = pillow_seconds(config, num_frames=len(batch) * batch.frames_BTHWC.shape[1])
+
+
+def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]:
+    """Floating point operations of one step, forward and backward, counted by torch."""
+    tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
+    num_entities = 100
+    model = Alpro(config.model, tokenizer.vocab_size, num_entities)
+    objective = PretrainObjective(model, config.losses, config.stream.seed)
+    labels = SoftLabels(torch.full((len(batch), num_entities), 1 / num_entities), torch.ones(len(batch)).bool())
+    ignore_GG = same_pairs(batch.video_id_B, batch.text_id_B)
+    counts = GlobalCounts(*count_local(batch, labels))
+    with FlopCounterMode(display=False) as counter:
+        terms = objective(batch, lambda video, text: GlobalFeatures(video, text, ignore_GG, 0), 1, counts, labels)
+        forward = counter.get_total_flops()
+        terms.total.backward()
+        return forward, counter.get_total_flops() - forward
+
+
+def pillow_seconds(config: RunConfig, num_frames: int) -> float:
+    """Seconds to decode so many stored frames from memory, one after the other, whole and without cropping."""
+    source = open_sources(config.stream.sources)[0]
+    shard = source.shards[0].name
+    jpegs: list[bytes] = []
+    for slot in range(source.shards[0].num_samples):
+        jpegs += source.reader.read(shard, slot, source.reader.frame_members(shard, slot)[:4])
+    jpegs = (jpegs * (num_frames // len(jpegs) + 1))[:num_frames]
+    return statistics.median(repeat(lambda: [Image.open(io.BytesIO(jpeg)).load() for jpeg in jpegs], 12))
+
+
+def matrix_product_rate(size: int = 1024) -> float:
+    """Floating point operations a second of a float32 matrix product, with the trainer's threads."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2.0 * size**3 / min(repeat(lambda: torch.mm(a, b), 12))
+
+
+class Stopwatch:
+    """Times every call of some methods while it is entered."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.kept: dict[str, list[Any]] = {}
+        self._stack = ExitStack()
+
+    def on(self, owner: type, method: str, name: str, keep: bool = False) -> None:
+        """Records the calls of a method under a name; keeps what it returns if asked to."""
+        seconds, kept = self.seconds.setdefault(name, []), self.kept.setdefault(name, [])
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = original(*arguments, **named)
+            seconds.append(time.perf_counter() - started)
+            if keep:
+                kept[:] = [result]
+            return result
+
+        setattr(owner, method, timed)
+        self._stack.callback(setattr, owner, method, original)
+
+    def __enter__(self) -> "Stopwatch":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def repeat(work: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of `count` calls, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:
+    each = len(calls) // num_steps
+    return [sum(calls[step * each : (step + 1) * each]) for step in range(num_steps)]
+
+
+def _row(name: str, seconds: Sequence[float], limit_s: float | None = None) -> Row:
+    milliseconds = Measurement(tuple(1000 * value for value in seconds[WARMUP_STEPS:]))
+    return Row.of(name, milliseconds, "ms", limit=None if limit_s is None else 1000 * limit_s)
+
+
+def _check_demo_ran(config: RunConfig) -> None:
+    if config.prompter is None or not complete_checkpoints(config.prompter.checkpoint):
+        raise ConfigError("the benchmark trains on what the demo made; run `make demo` first")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"overrides for {CONFIG}")
+
+
+if __name__ == "__main__":
+    main("end_to_end", rows, add_arguments=_arguments)

@@ -1,0 +1,152 @@
+"""The `alpro` command."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alpro_stream.config import load_config
+from alpro_stream.errors import AlproError, ConfigError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+_SHIPPED_CONFIGS = Path(__file__).parent / "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    # Several processes share the cores: spinning threads would take them from each other (about 3 times slower).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except AlproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alpro", description="Train ALPRO from streamed WebDataset shards.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    shard = _add(commands, "shard", _shard, "turn a manifest of videos and images into shards")
+    _takes_config(shard)
+    train = _add(commands, "train", _train, "train; several configs are trained one after the other")
+    _takes_config(train, several=True)
+    train.add_argument("--ranks", type=int, default=1, help="processes on this machine (default 1)")
+    _takes_config(_add(commands, "evaluate", _evaluate, "text-video retrieval from a checkpoint"))
+    inspect = _add(commands, "inspect", _inspect, "say what a shard folder, a run or a checkpoint holds")
+    inspect.add_argument("path", type=Path, help="folder of a split, of a run or of a checkpoint")
+    inspect.add_argument("--verify", action="store_true", help="compare all shards with their digests")
+    demo = _add(commands, "demo", _demo, "the whole way on the example clips (in a checkout)")
+    demo.add_argument("--work-dir", default="runs/demo", help="folder of everything it makes (default runs/demo)")
+    bench = _add(commands, "bench", _bench, "run a benchmark (in a checkout)")
+    bench.add_argument("name", help="name of a script in benchmarks/")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments, such as --quick or --json FILE")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    what = "YAML files, then key=value overrides" if several else "a YAML file, then key=value overrides"
+    parser.add_argument("arguments", nargs="+", metavar="CONFIG [key=value ...]", help=what)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Configuration files and overrides of a command line; a file shipped with the package is found by its name.
+
+    Raises:
+        ConfigError: no file is named.
+    """
+    configs = [argument for argument in arguments if "=" not in argument]
+    if not configs:
+        raise ConfigError("no configuration file given; name one, such as configs/demo/pretrain.yaml")
+    return [find_config(config) for config in configs], [argument for argument in arguments if "=" in argument]
+
+
+def find_config(name: str) -> str:
+    """The path itself if it exists, else the file of that name among those the package brings."""
+    shipped = _SHIPPED_CONFIGS / name.removeprefix("configs/")
+    return str(shipped) if shipped.is_file() and not Path(name).is_file() else name
+
+
+def _one_config(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    configs, overrides = split_arguments(arguments.arguments)
+    if len(configs) > 1:
+        raise ConfigError(f"one configuration file is wanted, got {', '.join(configs)}")
+    return configs[0], overrides
+
+
+def _shard(arguments: argparse.Namespace) -> int:
+    from alpro_sharding.command import run_shard
+
+    return run_shard(*_one_config(arguments))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from alpro_launch.deepspeed_launcher import train_command
+    from alpro_launch.processes import run
+
+    configs, overrides = split_arguments(arguments.arguments)
+    for config in configs:
+        if status := run(train_command(config, overrides, arguments.ranks)):
+            return EXIT_FAILED if status < 0 else status
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from alpro_launch.tables import retrieval_table
+    from alpro_stream.evaluate.retrieval import EvaluateConfig, evaluate
+
+    path, overrides = _one_config(arguments)
+    config = load_config(EvaluateConfig, path, overrides)
+    result = evaluate(config)
+    print(retrieval_table(result))
+    print(f"written: {config.out / 'result.json'}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from alpro_launch.inspection import inspect
+
+    print(json.dumps(inspect(arguments.path, verify=arguments.verify), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from alpro_launch.demo import run_demo
+
+    return run_demo(arguments.work_dir)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from alpro_launch.processes import run
+
+    script = Path("benchmarks") / f"{arguments.name}.py"
+    if not script.is_file():
+        files = Path("benchmarks").glob("*.py")
+        known = sorted(file.stem for file in files if "\nif __name__" in file.read_text(encoding="utf-8"))
+        raise ConfigError(
+            f"no {script} here; run this in the folder of a checkout"
+            + (f", with one of: {', '.join(known)}" if known else " (the wheel has no benchmarks)")
+        )
+    return run([sys.executable, str(script), *arguments.rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What a folder holds: a shard set, a run or a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from alpro_stream.errors import ConfigError, ShardError
+from alpro_stream.shards.layout import DATASET_FILE, index_path, load_dataset_info, tar_path
+from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, latest_checkpoint, read_state
+
+
+def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
+    """A plain description.
+
+    Args:
+        path: folder of a split, a run or a checkpoint.
+        verify: read all shards and compare their digests.
+
+    Raises:
+        ConfigError: it is none of these.
+        ShardError: with `verify`, a shard is not what its data set says.
+    """
+    if (path / DATASET_FILE).is_file():
+        return _dataset(path, verify)
+    if (path / "state.json").is_file() or complete_checkpoints(path):
+        return _checkpoint(latest_checkpoint(path))
+    if path.is_dir():
+        load_dataset_info(path)  # Its message says what is missing, and which splits there are.
+    raise ConfigError(f"{path} is neither a shard folder nor a run nor a checkpoint")
+
+
+def _dataset(path: Path, verify: bool) -> dict[str, Any]:
+    info = load_dataset_info(path)
+    if verify:
+        for shard in info.shards:
+            for file, expected in (
+                (tar_path(path, shard.name), shard.sha256),
+                (index_path(path, shard.name), shard.index_sha256),
+            ):
+                if not file.is_file() or file_digest(file) != expected:
+                    raise ShardError(f"{file} is missing or damaged: its digest is not the one in {DATASET_FILE}")
+    return {
+        "dataset": str(path),
+        "split": info.split,
+        "digest": info.digest,
+        "verified": verify,
+        "num_samples": info.num_samples,
+        "num_captions": info.num_captions,
+        "num_questions": info.num_questions,
+        "num_bytes": info.num_bytes,
+        "shards": {shard.name: shard.num_samples for shard in info.shards},
+        "options": info.options,
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    state = read_state(path)
+    return {"checkpoint": str(path), **{key: value for key, value in state.items() if key != "entities"}} | {
+        "num_entities": len(state["entities"])
+    }

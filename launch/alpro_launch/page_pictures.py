@@ -1,0 +1,128 @@
+"""The pictures of a run's page: clips with PEM's crop as training saw them, and what captions retrieve."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alpro_stream.evaluate.embed import StoredClip, stored_clips
+from alpro_stream.evaluate.ranking import text_to_video_ranks
+from alpro_stream.pages import Box, ClipExample, EntityProbability, RankedClip, SearchExample
+from alpro_stream.run import RunConfig, run_entities
+from alpro_stream.stream.batch import Batch
+from alpro_stream.stream.decode import build_decoder
+from alpro_stream.stream.maker import BatchMaker, make_plan
+from alpro_stream.stream.sources import open_sources
+from alpro_stream.stream.text import Tokenizer
+from alpro_stream.train.restore import ensure_bank, load_labeller
+
+_SHOWN_PIXELS = 192
+_TOP_ENTITIES = 5
+_TOP_CLIPS = 5
+
+
+def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
+    """The first clips of a pre-training run, cropped and flipped as in its first steps, with their soft labels."""
+    assert config.prompter is not None
+    sources = open_sources(config.stream.sources)
+    entities = run_entities(config.prompter, sources)
+    device = torch.device("cpu")
+    bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
+    labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
+    video = config.model.video
+    grid = video.image_size // video.patch_size
+    plan = make_plan(config.stream, sources)
+    tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
+    max_frames = config.stream.global_batch * video.num_frames
+
+    def maker(patch_size: int) -> BatchMaker:
+        # The same grid of patches at another size gives the same draws, so the same crops, in more pixels.
+        decoder = build_decoder(config.stream.decode, grid * patch_size, max_frames, None)
+        size = grid * patch_size
+        return BatchMaker(config.stream, sources, tokenizer, decoder, video.num_frames, size, patch_size)
+
+    seen, shown = maker(video.patch_size), maker(-(-_SHOWN_PIXELS // grid))
+    examples: list[ClipExample] = []
+    for step in range(plan.steps_per_epoch):
+        lanes = range(plan.num_lanes)
+        batch = seen.make(plan, step, lanes)
+        labels = labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
+        pictures = shown.make(plan, step, lanes)
+        for row in range(len(batch)):
+            examples.append(
+                _clip_example(pictures, row, grid, labels.labels_BM[row], bool(labels.keep_B[row]), entities)
+            )
+    # Spread over the pass, so that images are among them.
+    return tuple(examples[int((i + 0.5) * len(examples) / count)] for i in range(min(count, len(examples))))
+
+
+def _clip_example(batch: Batch, row: int, grid: int, q_M: Tensor, kept: bool, entities: list[str]) -> ClipExample:
+    top, left, height, width = (int(value) / grid for value in batch.boxes_B4[row])
+    best = q_M.topk(min(_TOP_ENTITIES, len(entities)))
+    frames = batch.frames_BTHWC[row]
+    return ClipExample(
+        id=batch.keys[row],
+        caption=batch.captions[row],
+        frames=tuple(_jpeg(frame.numpy()) for frame in (frames[:1] if batch.kind == "image" else frames)),
+        box=Box(left=left, top=top, width=width, height=height),
+        entities=tuple(
+            EntityProbability(word=entities[int(index)], probability=float(value))
+            for value, index in zip(best.values, best.indices, strict=True)
+        ),
+        kept=kept,
+    )
+
+
+def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: int) -> tuple[SearchExample, ...]:
+    """Captions and the clips an evaluation retrieved for them; the worst ranked one is always among them."""
+    with np.load(evaluation / "scores.npz") as arrays:
+        captions, keys = [str(text) for text in arrays["captions"]], [str(key) for key in arrays["keys"]]
+        truth_C, scores_CV = torch.from_numpy(arrays["truth"]), torch.from_numpy(arrays[score])
+    ranks_C = text_to_video_ranks(scores_CV, truth_C)
+    spread = [int((i + 0.5) * len(captions) / count) for i in range(min(count, len(captions)))]
+    rows = list(dict.fromkeys([*spread[:-1], int(ranks_C.argmax())]))
+    clips = {clip.key: clip for clip in stored_clips(open_sources(sources_of.stream.sources))}
+    name = {"vtc": "VTC similarity", "vtm": "VTM probability"}[score]
+    examples = []
+    for row in rows:
+        order = scores_CV[row].argsort(descending=True, stable=True).tolist()
+        right, right_rank = int(truth_C[row]), int(ranks_C[row])
+        results = [
+            RankedClip(
+                rank=place,
+                id=keys[index],
+                thumbnail=_thumbnail(clips[keys[index]]),
+                score=float(scores_CV[row, index]),
+                is_right=index == right,
+            )
+            for place, index in enumerate(order[:_TOP_CLIPS], start=1)
+        ]
+        if right not in order[:_TOP_CLIPS]:
+            thumbnail, own = _thumbnail(clips[keys[right]]), float(scores_CV[row, right])
+            results.append(RankedClip(rank=right_rank, id=keys[right], thumbnail=thumbnail, score=own, is_right=True))
+        examples.append(
+            SearchExample(
+                caption=captions[row],
+                score_name=name,
+                results=tuple(results),
+                right_rank=right_rank,
+                num_candidates=len(keys),
+            )
+        )
+    return tuple(examples)
+
+
+def _thumbnail(clip: StoredClip) -> bytes:
+    members = clip.source.reader.frame_members(clip.shard, clip.slot)
+    (jpeg,) = clip.source.reader.read(clip.shard, clip.slot, [members[len(members) // 2]])
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        return _jpeg(np.asarray(picture.convert("RGB").resize((_SHOWN_PIXELS, _SHOWN_PIXELS))))
+
+
+def _jpeg(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
