@@ -204,20 +204,23 @@ def _build(config: RunConfig, world: World, data: _Data, stack: ExitStack) -> Pa
     """Decoder, model, engine and prompter: what takes seconds. What must be ended goes on the stack."""
     video = config.model.video
     rank_batch = config.stream.global_batch // world.size
-    if world.is_first:
-        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    world.barrier()
-    device_id = world.local_rank if world.device.type == "cuda" else None
-    decoder = build_decoder(config.stream.decode, video.image_size, rank_batch * video.num_frames, device_id)
-    maker = BatchMaker(
-        config.stream, data.sources, data.tokenizer, decoder, video.num_frames, video.image_size, video.patch_size
-    )
-    # The prompter starts while the model is built.
-    prompter = None
-    if data.prompter:
-        prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
-    torch.manual_seed(config.stream.seed)
-    engine = Engine(_objective(config, data), config.train.engine, config.train.optimizer, world, rank_batch)
+    with world.all_or_none():
+        if world.is_first:
+            (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+            if data.prompter:
+                ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
+    with world.all_or_none():
+        device_id = world.local_rank if world.device.type == "cuda" else None
+        decoder = build_decoder(config.stream.decode, video.image_size, rank_batch * video.num_frames, device_id)
+        maker = BatchMaker(
+            config.stream, data.sources, data.tokenizer, decoder, video.num_frames, video.image_size, video.patch_size
+        )
+        prompter = None
+        if data.prompter:  # It starts while the model is built.
+            prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
+        torch.manual_seed(config.stream.seed)
+        objective = _objective(config, data)
+    engine = Engine(objective, config.train.engine, config.train.optimizer, world, rank_batch)
     return Parts(
         run_dir=config.run_dir,
         title=config.task,
@@ -249,12 +252,7 @@ def _objective(config: RunConfig, data: _Data) -> nn.Module:
 
 def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Path, rank_batch: int) -> Prompter:
     assert config.prompter is not None
-    banks = config.run_dir / "prompter"
-    with world.all_or_none():
-        if world.is_first:
-            ensure_bank(checkpoint, data.entities, banks, world.device)
-    with world.all_or_none():
-        bank = ensure_bank(checkpoint, data.entities, banks, world.device)
+    bank = ensure_bank(checkpoint, data.entities, config.run_dir / "prompter", world.device)
     make_labeller = partial(load_labeller, checkpoint, bank, config.losses.pem, world.device)
     if config.prompter.placement == "inline":
         return InlinePrompter(make_labeller())

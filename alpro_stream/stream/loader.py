@@ -58,7 +58,7 @@ class Loader:
 
     def _take(self) -> Batch | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._ended or self._closed)
+            self._changed.wait_for(lambda: self._ready or self._ended)
             if self._ready:
                 self._changed.notify_all()
                 return self._ready.popleft()

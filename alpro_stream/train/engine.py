@@ -1,18 +1,12 @@
 """The engine: DeepSpeed ZeRO behind five verbs; the only module of the library that imports deepspeed."""
 
-import io
 import logging
 import os
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-# DeepSpeed compiles operators with ninja, which pip puts beside Python: found there also when the environment was not
-# activated.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 # DeepSpeed warns on standard output, at import, about what is the normal case on a machine without a GPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -26,8 +20,10 @@ from alpro_stream.config import Config
 from alpro_stream.errors import CheckpointError
 from alpro_stream.train.distributed import World
 
-for _name in ("DeepSpeed", "torch.utils.cpp_extension"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# An operator for inference on CPUs: DeepSpeed would compile it at the first start, which takes a minute and a C++
+# compiler, and give its shared memory names that outlive a killed run. Training never calls it.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _TAG = "engine"
 
@@ -110,13 +106,12 @@ class Engine:
             betas=optimizer.betas,
             eps=optimizer.eps,
         )
-        with redirect_stdout(io.StringIO()):  # It prints the names of the operators it compiles.
-            self._engine, *_ = deepspeed.initialize(
-                model=_Autocast(module, world.device, enabled=config.precision == "bf16"),
-                optimizer=adamw,
-                config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
-                dist_init_required=False,
-            )
+        self._engine, *_ = deepspeed.initialize(
+            model=_Autocast(module, world.device, enabled=config.precision == "bf16"),
+            optimizer=adamw,
+            config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
+            dist_init_required=False,
+        )
         self._engine.checkpoint_engine = self._files = _PatientWriter()
         # Two scripts that turn the engine's files into a model, which is saved beside them; one more write to fail.
         self._engine._copy_recovery_script = lambda path: None

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -32,6 +31,7 @@ from alpro_stream.stream.loader import Loader
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan
 from alpro_stream.train.checkpoint import publish, read_state, write_state
+from alpro_stream.train.clock import StepClock
 from alpro_stream.train.distributed import World
 from alpro_stream.train.engine import Engine, EngineConfig, OptimizerConfig
 from alpro_stream.train.metrics import MetricsWriter, ProgressLine
@@ -170,7 +170,7 @@ class Trainer:
             last_step=self.num_steps,
         )
 
-    def _batches(self, loader: Loader, clock: "StepClock") -> Iterator[tuple[Batch, SoftLabels | None]]:
+    def _batches(self, loader: Loader, clock: StepClock) -> Iterator[tuple[Batch, SoftLabels | None]]:
         """Batches in order with their labels, each handed to the prompter `lookahead` steps before it is yielded."""
         prompter, batches = self._parts.prompter, iter(loader)
         waiting: deque[Batch] = deque()
@@ -283,38 +283,3 @@ class Trainer:
 
 def _already(known: GlobalFeatures) -> Callable[[Tensor, Tensor], GlobalFeatures]:
     return lambda video_BE, text_BE: known
-
-
-class StepClock:
-    """Seconds of a step, and how many of them were spent waiting for what."""
-
-    def __init__(self) -> None:
-        self._waits = {"data": 0.0, "prompter": 0.0}
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins a step now; used when something that is not training came between."""
-        self._started = time.perf_counter()
-        self._waits = dict.fromkeys(self._waits, 0.0)
-
-    def waiting_for(self, what: str) -> "_Wait":
-        """Counts the time inside the `with` block as a wait."""
-        return _Wait(self._waits, what)
-
-    def lap(self, num_clips: int) -> dict[str, float]:
-        """Figures of the step that ends now; begins the next."""
-        seconds = time.perf_counter() - self._started
-        waits = {f"{what}_wait_percent": 100 * wait / seconds for what, wait in self._waits.items()}
-        self.restart()
-        return {"step_s": seconds, "clips_per_s": num_clips / seconds, **waits}
-
-
-class _Wait:
-    def __init__(self, waits: dict[str, float], what: str) -> None:
-        self._waits, self._what = waits, what
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._waits[self._what] += time.perf_counter() - self._started

@@ -16,7 +16,7 @@ _SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     # Several processes share the cores: spinning threads would take them from each other (about 3 times slower).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Callable[[argparse.Namespace], int] = arguments.command
@@ -28,6 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes no more configs and overrides after an option such as `--ranks 2`: they are added here."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "arguments") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.arguments += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,12 +110,12 @@ def _shard(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from alpro_launch.deepspeed_launcher import train_command
+    from alpro_launch.deepspeed_launcher import launch_environment, train_command
     from alpro_launch.processes import run
 
     configs, overrides = split_arguments(arguments.arguments)
     for config in configs:
-        if status := run(train_command(config, overrides, arguments.ranks)):
+        if status := run(train_command(config, overrides, arguments.ranks), launch_environment()):
             return EXIT_FAILED if status < 0 else status
     return 0
 

@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def train_command(config: str, overrides: Sequence[str], num_ranks: int) -> list[str]:
@@ -12,6 +13,12 @@ def train_command(config: str, overrides: Sequence[str], num_ranks: int) -> list
         return [sys.executable, "-m", *entry[1:]]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(num_ranks)]
     return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(free_port()), *entry]
+
+
+def launch_environment() -> dict[str, str]:
+    """What the ranks find in their environment beside what is there already."""
+    # DeepSpeed warns, in every process, about what is the normal case on a machine without a GPU.
+    return {} if Path("/dev/nvidiactl").exists() else {"DS_ACCELERATOR": "cpu"}
 
 
 def free_port() -> int:

@@ -159,6 +159,7 @@ def test_its_traceback_when_it_cannot_start_even_if_nobody_asked_before(clients)
     wait_until("its end", lambda: is_gone(client.pid))
     with pytest.raises(PrompterError) as caught:
         ask(client, make_batch(0))
+    assert f"prompter of rank 3 (pid {client.pid}) failed when" in str(caught.value)
     assert "FileNotFoundError: no weights here" in str(caught.value)
 
 

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,6 +58,19 @@ def die_at_step(step):
             die()
 
     MetricsWriter.write = write_and_die
+
+
+def wait_at_step(step, told):
+    """Never goes on after the update of a step, and says so by making a file."""
+    write = MetricsWriter.write
+
+    def write_and_wait(self, at, values):
+        write(self, at, values)
+        if at == step:
+            told.touch()
+            time.sleep(600)
+
+    MetricsWriter.write = write_and_wait
 
 
 def die_while_saving(point, step):
@@ -135,13 +150,22 @@ def _train_and_die(arm, arguments, run):
     train(run)
 
 
-def train_until_death(run, arm, *arguments):
-    """Trains in another process until it dies as armed; returns its exit status."""
+@contextmanager
+def training(run, arm, *arguments):
+    """A process that trains, armed; it is killed at the end of the block."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alpro_stream.run"])
     process = context.Process(target=_train_and_die, args=(arm, arguments, run))
     process.start()
-    process.join(120)
-    process.kill()
-    process.join()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def train_until_death(run, arm, *arguments):
+    """Trains in another process until it dies as armed; returns its exit status."""
+    with training(run, arm, *arguments) as process:
+        process.join(120)
     return process.exitcode

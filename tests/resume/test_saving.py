@@ -1,12 +1,20 @@
 """Death while saving, and what else can go wrong with a run directory."""
 
-import fcntl
 import resource
 import shutil
 import signal
+import time
 
 import pytest
-from dying_runs import POINTS, assert_same_run, config, die_while_saving, train_until_death
+from dying_runs import (
+    POINTS,
+    assert_same_run,
+    config,
+    die_while_saving,
+    train_until_death,
+    training,
+    wait_at_step,
+)
 
 from alpro_stream.errors import AlproError, CheckpointError
 from alpro_stream.run import train
@@ -45,12 +53,16 @@ def test_killed_while_saving(corpus, undisturbed, tmp_path, point):
 
 
 def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path):
-    run = config(corpus, tmp_path, **STEPS)
-    with (tmp_path / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(CheckpointError, match=f"another process is training in {tmp_path}; wait for it"):
+    run, told = config(corpus, tmp_path / "run", **STEPS), tmp_path / "told"
+    with training(run, wait_at_step, 1, told) as other:
+        while not told.exists():
+            assert other.is_alive()
+            time.sleep(0.02)
+        with pytest.raises(CheckpointError, match=f"another process is training in {run.run_dir}; wait for it"):
             train(run)
-    assert not complete_checkpoints(tmp_path)
+    assert not complete_checkpoints(run.run_dir)
+    # The lock went with its process, though that was killed.
+    assert not train(run).already_done
 
 
 def test_a_damaged_engine_state_is_named(corpus, undisturbed, tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro_launch.cli import find_config, main, split_arguments
+from alpro_launch.cli import _parse, find_config, main, split_arguments
 from alpro_launch.deepspeed_launcher import train_command
 from alpro_launch.tables import retrieval_table
 from alpro_sharding import ShardConfig
@@ -34,6 +34,15 @@ def test_arguments_are_configs_and_overrides():
     assert split_arguments(["a.yaml", "x.y=1", "b.yaml"]) == (["a.yaml", "b.yaml"], ["x.y=1"])
     with pytest.raises(ConfigError, match="no configuration file"):
         split_arguments(["x=1"])
+
+
+def test_an_option_may_stand_between_configs_and_overrides():
+    arguments = _parse(["train", "a.yaml", "--ranks", "2", "b.yaml", "x=1"])
+    assert (arguments.arguments, arguments.ranks) == (["a.yaml", "b.yaml", "x=1"], 2)
+    with pytest.raises(SystemExit):
+        _parse(["train", "a.yaml", "--rank-count", "2"])
+    with pytest.raises(SystemExit):
+        _parse(["demo", "x=1"])
 
 
 def test_a_config_is_looked_for_among_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -107,6 +107,20 @@ def test_the_flip_is_of_whole_clips(root, probability, low, high):
     assert low <= mirrored <= high
 
 
+def test_flips_are_drawn_anew_in_every_pass(root):
+    changes = {"crop_scale": 1, "frames": "uniform", "sources": [{"path": root / "train", "kind": "video"}]}
+    maker, plan = open_maker(stream_config(root, **changes))
+    seen = {}
+    for step in range(6):
+        batch = maker.make(plan, step, range(4))
+        for key, clip in zip(batch.keys, batch.frames_BTHWC, strict=True):
+            seen.setdefault(key, []).append(clip)
+    pairs = [(clips[0], other) for clips in seen.values() for other in clips[1:]]
+    changed = [not torch.equal(one, other) for one, other in pairs]
+    assert all(torch.equal(one, other.flip(2)) for (one, other), flip in zip(pairs, changed, strict=True) if flip)
+    assert 0.2 < np.mean(changed) < 0.8
+
+
 def test_images_are_decoded_once_and_repeated(root):
     calls = []
 
