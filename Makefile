@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or 3.12 with pip and venv, and a C++ compiler; the rest they install.
+# `make demo` and `make test` need Linux and Python 3.11 or 3.12 with pip and venv; the rest they install.
 PYTHON ?= python3
 CUDA ?= cuda13
 VENV := .venv
@@ -27,8 +27,10 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Where the milliseconds of a step go
-	$(BIN)/python benchmarks/end_to_end.py
+bench: install  ## Where the milliseconds of a step go (after `make demo`), and what the demo costs
+	$(BIN)/python benchmarks/end_to_end.py --json benchmarks/results/end_to_end.json
+	$(BIN)/python benchmarks/demo.py --json benchmarks/results/demo.json
+	$(BIN)/python benchmarks/readme.py
 
 install: $(VENV)/installed
 

@@ -25,7 +25,7 @@ class Cursor:
 
 
 def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
-    """Refuses to go on with other data than the run began with.
+    """Refuses to go on with other data or another model than the run began with.
 
     Raises:
         CheckpointError: lists every value that differs, saved against current.
@@ -33,6 +33,6 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], wher
     changed = differences(dict(saved), dict(current))
     if changed:
         raise CheckpointError(
-            f"{where} was written by a run with other data (saved != now): {'; '.join(changed)}. Set these back, "
+            f"{where} was written by another run (saved != now): {'; '.join(changed)}. Set these back, "
             "or start a new run in another directory"
         )

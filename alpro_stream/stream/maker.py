@@ -1,9 +1,8 @@
 """One planned step to a `Batch`: reads the members, decodes them, tokenises, and makes every random choice."""
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,16 +49,6 @@ class StreamConfig(Config):
     """Bytes to pixels."""
 
 
-@dataclass
-class StageSeconds:
-    """What a maker spent in each stage since it was made, and the bytes of frames it read."""
-
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    text_s: float = 0.0
-    num_bytes: int = 0
-
-
 def make_plan(config: StreamConfig, sources: Sequence[Source]) -> Plan:
     """The order of a run over its opened sources."""
     return Plan(
@@ -100,7 +89,6 @@ class BatchMaker:
     num_frames: int
     image_size: int
     patch_size: int
-    seconds: StageSeconds = field(default_factory=StageSeconds)
 
     def make(self, plan: Plan, step: int, lanes: range) -> Batch:
         """The samples of these lanes in a step.
@@ -112,16 +100,8 @@ class BatchMaker:
         planned = plan.part(step, lanes)
         source = self.sources[planned.source]
         refs = planned.refs.reshape(-1, 2).tolist()
-        started = time.perf_counter()
         samples = [self._read(source, planned.pass_index, shard, slot) for shard, slot in refs]
-        read = time.perf_counter()
-        frames = self._decode(samples)
-        decoded = time.perf_counter()
-        batch = self._assemble(source, step, lanes, samples, frames)
-        self.seconds.read_s += read - started
-        self.seconds.decode_s += decoded - read
-        self.seconds.text_s += time.perf_counter() - decoded
-        return batch
+        return self._assemble(source, step, lanes, samples, self._decode(samples))
 
     def _read(self, source: Source, pass_index: int, shard: int, slot: int) -> "_Sample":
         name = source.shards[shard].name
@@ -138,7 +118,6 @@ class BatchMaker:
         # A frame that is taken several times (an image, a short clip) is read and decoded once.
         distinct, positions = np.unique(chosen, return_inverse=True)
         jpegs = source.reader.read(name, slot, [stored[index] for index in distinct])
-        self.seconds.num_bytes += sum(map(len, jpegs))
         window = WHOLE_FRAME
         if self.config.crop_scale < 1:
             window = random_window(source.stored_size, self.config.crop_scale, Draws("crop", *identity))

@@ -56,7 +56,9 @@ class Tokenizer:
 
     def __init__(self, source: str, num_tokens: int) -> None:
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            # A name on the hub has at most one slash; asking the hub for a path would only take time.
+            is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+            self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_path)
         except Exception as error:  # A damaged file gives anything; the Rust part raises bare Exceptions.
             raise TokenizerError(
                 f"no tokenizer at {source!r} (neither a directory with tokenizer.json or vocab.txt, nor a name "

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes no more configs and overrides after an option such as `--ranks 2`: they are added here."""
+    """Argparse takes no more configs and overrides after an option such as `--ranks 2`: they are added here."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(arguments, "arguments") or any(word.startswith("-") for word in rest)):
@@ -150,8 +150,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     script = Path("benchmarks") / f"{arguments.name}.py"
     if not script.is_file():
-        files = Path("benchmarks").glob("*.py")
-        known = sorted(file.stem for file in files if "\nif __name__" in file.read_text(encoding="utf-8"))
+        texts = {file.stem: file.read_text(encoding="utf-8") for file in Path("benchmarks").glob("*.py")}
+        known = sorted(name for name, text in texts.items() if "\nfrom benchmarks.harness import" in text)
         raise ConfigError(
             f"no {script} here; run this in the folder of a checkout"
             + (f", with one of: {', '.join(known)}" if known else " (the wheel has no benchmarks)")

@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m alpro_launch.train CONFIG [key=value ...]", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("alpro_stream").setLevel(logging.INFO)
     try:
         finished = train(load_config(RunConfig, arguments[0], arguments[1:]))
     except AlproError as error:

@@ -97,7 +97,7 @@ def test_inspect_tells_the_committed_step_and_verifies_digests(work: Path, capsy
     [
         (["stream.golbal_batch=3"], "did you mean 'global_batch'"),
         (["stream.global_batch=6"], "the largest batch that fits is stream.global_batch=3"),
-        (["stream.text.tokenizer=nowhere"], "no tokenizer at 'nowhere'"),
+        (["stream.text.tokenizer=no/such/folder"], "no tokenizer at 'no/such/folder'"),
         (["stream.sources=[{path: nowhere}]"], "no such shard folder: nowhere"),
         (["prompter.checkpoint=nowhere"], "nowhere holds no complete checkpoint"),
         (["stream.seed=7"], "seed: 42 != 7"),

@@ -71,7 +71,7 @@ def test_one_rank_needs_no_launcher_and_two_get_a_port_of_their_own():
         (["evaluate", "configs/demo/evaluate.yaml", "chekpoint=x"], "did you mean 'checkpoint'"),
         (["evaluate", "configs/demo/evaluate.yaml", "a.yaml"], "one configuration file is wanted"),
         (["inspect", "nowhere"], "nowhere is neither a shard folder nor a run"),
-        (["bench", "nothing"], "with one of: end_to_end"),
+        (["bench", "nothing"], "with one of: demo, end_to_end"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):

@@ -20,6 +20,6 @@ def test_every_difference_is_named_with_both_values():
     with pytest.raises(CheckpointError) as caught:
         check_fingerprint(saved, current, "runs/x/step-7")
     message = str(caught.value)
-    assert message.startswith("runs/x/step-7 was written by a run with other data")
+    assert message.startswith("runs/x/step-7 was written by another run")
     assert "seed: 1 != 2; text.num_tokens: 30 != 24." in message
     assert "mix" not in message

@@ -113,7 +113,6 @@ def test_only_the_chosen_frames_are_read(root, seven_steps, monkeypatch):
         expected += sum(index.frame_members(slot)[frame].size for frame in chosen)
         metadata = [member.size for member in index.members(slot) if member.extension == "json"]
         expected += sum(metadata)
-    assert maker.seconds.num_bytes == 0
     sizes = []
 
     def counted(descriptor, size, offset, pread=os.pread):
@@ -124,7 +123,6 @@ def test_only_the_chosen_frames_are_read(root, seven_steps, monkeypatch):
     monkeypatch.setattr(reader.os, "pread", counted)
     maker.make(plan, 0, range(4))
     assert sum(sizes) == expected
-    assert 0 < maker.seconds.num_bytes < expected
 
 
 @pytest.fixture

@@ -180,13 +180,6 @@ def test_a_foreign_sample_without_caption_or_frame_is_named(root, tmp_path, capt
         maker.make(plan, 0, range(4))
 
 
-def test_costs_are_counted(root):
-    maker, plan = open_maker(stream_config(root))
-    batches = [maker.make(plan, step, range(4)) for step in range(2)]
-    assert len(batches) == 2
-    assert min(maker.seconds.read_s, maker.seconds.decode_s, maker.seconds.text_s) > 0
-
-
 def fingerprint_of(root, num_frames=NUM_FRAMES, **changes):
     config = stream_config(root, **changes)
     return fingerprint(config, open_sources(config.sources), Tokenizer(config.text.tokenizer, 12), num_frames)
