@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from alpro_stream.stream.decode import Window
 from alpro_stream.stream.seeds import Draws
@@ -19,6 +20,14 @@ def random_window(stored_size: int, crop_scale: float, draws: Draws) -> Window:
     side = max(1, round(stored_size * crop_scale))
     left, top = np.floor(draws.uniform(2) * (stored_size - side + 1))
     return left / stored_size, top / stored_size, side / stored_size, side / stored_size
+
+
+def black_outside(clip_THWC: Tensor, box: NDArray[np.int64]) -> None:
+    """Makes everything outside the box (top, left, height, width in pixels) black, in place."""
+    top, left, height, width = box.tolist()
+    inside = clip_THWC[:, top : top + height, left : left + width].clone()
+    clip_THWC.zero_()
+    clip_THWC[:, top : top + height, left : left + width] = inside
 
 
 def pem_crop_box(image_size: int, patch_size: int, draws: Draws) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from alpro_stream.config import Config
 from alpro_stream.errors import DataError
 from alpro_stream.shards.sample import SampleMetadata
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.crops import pem_crop_box, random_window
+from alpro_stream.stream.crops import black_outside, pem_crop_box, random_window
 from alpro_stream.stream.decode import WHOLE_FRAME, DecodeConfig, FrameDecoder, FrameRequest, decoder_name
 from alpro_stream.stream.frames import FramePolicy, choose_frames
 from alpro_stream.stream.plan import PLAN_VERSION, Mix, Plan
@@ -43,6 +43,9 @@ class StreamConfig(Config):
     """Side of the random window over that of the stored frame; published: 224 of 256."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Mirrors all frames of a clip; captions that say left or right then no longer hold."""
+    crop_only_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of the samples of which only PEM's crop is shown, black around it, as a frozen prompter is asked later.
+    0 as published; a prompter trained on few clips finds such pictures foreign, and names the same entities for all."""
     text: TextConfig
     """Captions to tokens."""
     decode: DecodeConfig = DecodeConfig()
@@ -168,6 +171,9 @@ class BatchMaker:
             for row, sample in zip(ids.numpy(), samples, strict=True)
         ]
         boxes = [pem_crop_box(self.image_size, self.patch_size, Draws("pem", *s.identity)) for s in samples]
+        for clip_THWC, box, sample in zip(frames, boxes, samples, strict=True):
+            if Draws("crop only", *sample.identity).uniform(1)[0] < self.config.crop_only_probability:
+                black_outside(clip_THWC, box * self.patch_size)
         return Batch(
             step=step,
             source=source.name,

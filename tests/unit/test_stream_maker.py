@@ -225,3 +225,19 @@ def test_the_fingerprint_holds_what_is_read_and_in_which_order(root, tmp_path):
     assert fingerprint_of(root, sources=kinds[:1]) != fingerprint_of(root)
     write_dataset(tmp_path / "train", video_shards=[5, 7, 7], image_shards=[9], num_frames=9)
     assert fingerprint_of(root, sources=[{"path": tmp_path / "train"}]) != fingerprint_of(root)
+
+
+def test_crop_only_shows_nothing_but_pems_crop(root):
+    whole, crop = (
+        open_maker(stream_config(root, crop_only_probability=p))[0].make(
+            open_maker(stream_config(root))[1], 0, range(4)
+        )
+        for p in (0, 1)
+    )
+    assert torch.equal(whole.boxes_B4, crop.boxes_B4)
+    for full, shown, box in zip(whole.frames_BTHWC, crop.frames_BTHWC, whole.boxes_B4.tolist(), strict=True):
+        top, left, height, width = (PATCH_SIZE * side for side in box)
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        assert torch.equal(shown[:, rows, columns], full[:, rows, columns])
+        assert shown.sum() == full[:, rows, columns].sum()
+        assert shown.sum() < full.sum()
