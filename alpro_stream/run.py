@@ -146,7 +146,7 @@ def _open_data(config: RunConfig, world: World) -> _Data:
     sources = open_sources(config.stream.sources)
     plan = make_plan(config.stream, sources)
     for source, steps, left_over in zip(sources, plan.steps_per_pass, plan.left_over, strict=True):
-        text = "source %s: %d samples, %d steps a pass; %d samples are left out of a pass, others each time"
+        text = "source %s: %d samples, %d steps a pass; left over in each pass: %d"
         logger.info(text, source.name, source.shape.num_samples, steps, left_over)
     lanes = len(lanes_of_rank(world.rank, world.size, config.stream.num_lanes))
     if lanes % config.train.engine.num_micro_batches:

@@ -20,7 +20,7 @@ def section(demo: dict[str, Any], step: dict[str, Any]) -> str:
     figures, parts = _values(demo), _values(step)
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
     lines = [
-        f"Measured on {machine['num_cores']} cores ({machine['cpu']}), {gpus}:",
+        f"Measured on {machine['num_cores']:g} cores ({machine['cpu']}), {gpus}:",
         "",
         "| | |",
         "|---|---|",

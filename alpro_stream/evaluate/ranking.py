@@ -23,15 +23,22 @@ class RetrievalMetrics:
 
 def text_to_video_ranks(scores_CV: Tensor, truth_C: Tensor) -> Tensor:
     """Rank of each caption's video, int64; equal scores count against it."""
+    _check_finite(scores_CV)
     own_C1 = scores_CV.gather(1, truth_C[:, None])
     return (scores_CV >= own_C1).sum(dim=1)
 
 
 def video_to_text_ranks(scores_CV: Tensor, truth_C: Tensor) -> Tensor:
     """Rank of each video's best caption, int64; equal scores of other videos' captions count against it."""
+    _check_finite(scores_CV)
     own_CV = truth_C[:, None] == torch.arange(scores_CV.shape[1], device=scores_CV.device)
     best_V = scores_CV.masked_fill(~own_CV, -torch.inf).amax(dim=0)
     return 1 + ((scores_CV >= best_V) & ~own_CV).sum(dim=0)
+
+
+def _check_finite(scores_CV: Tensor) -> None:
+    if not scores_CV.isfinite().all():
+        raise DataError("some scores are not finite: the weights of this checkpoint are of no use")
 
 
 def retrieval_metrics(ranks: Tensor, num_candidates: int) -> RetrievalMetrics:

@@ -116,11 +116,12 @@ def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip])
 def matching_scores(model: Alpro, texts: TextEmbeddings, videos: VideoEmbeddings, batch_size: int) -> Tensor:
     """Probability that caption and clip match, of every pair, (C, V): the published final score."""
     num_texts, num_videos = len(texts.text_CLD), len(videos.tokens_VND)
-    scores = torch.empty(num_texts * num_videos, device=texts.text_CLD.device)
+    scores = torch.empty(num_texts * num_videos, dtype=torch.float64, device=texts.text_CLD.device)
     for pairs in torch.split(torch.arange(len(scores), device=scores.device), batch_size):
         text, video = pairs // num_videos, pairs % num_videos
         fused_BSD = model.multimodal(texts.text_CLD[text], texts.mask_CL[text], videos.tokens_VND[video])
-        scores[pairs] = model.vtm_head(fused_BSD[:, 0]).float().softmax(dim=1)[:, 1]
+        # In float32 all sure matches would be exactly 1, and tie.
+        scores[pairs] = model.vtm_head(fused_BSD[:, 0]).double().softmax(dim=1)[:, 1]
     return scores.view(num_texts, num_videos)
 
 
@@ -139,7 +140,7 @@ def metrics_of(retrieval: Retrieval) -> dict[str, dict[str, dict[str, float]]]:
 
 def _write(directory: Path, result: dict[str, Any], retrieval: Retrieval) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {name: scores.float().numpy() for name, scores in retrieval.scores_CV.items()}
+    arrays: dict[str, Any] = {name: scores.numpy() for name, scores in retrieval.scores_CV.items()}
     arrays["keys"] = np.array([clip.key for clip in retrieval.clips])
     arrays["captions"] = np.array(retrieval.captions)
     arrays["truth"] = retrieval.truth_C.numpy()

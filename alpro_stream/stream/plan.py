@@ -237,7 +237,7 @@ def _largest_batch(num_samples: int, num_lanes: int) -> str:
         return f"the largest batch that fits is stream.global_batch={num_samples // num_lanes * num_lanes}"
     if num_samples >= 2:
         return f"the largest batch that fits is stream.global_batch={num_samples} with stream.num_lanes=1"
-    return "leave this source out, or give it at least 2 samples"
+    return "give it at least 2 samples, or leave it out (stream.sources=[{path: ..., kind: ...}])"
 
 
 def _mix_weights(mix: Mix, sources: Sequence[SourceShape], steps_per_pass: Sequence[int]) -> tuple[int, ...]:

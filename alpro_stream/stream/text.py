@@ -57,7 +57,10 @@ class Tokenizer:
     def __init__(self, source: str, num_tokens: int) -> None:
         try:
             # A name on the hub has at most one slash; asking the hub for a path would only take time.
-            is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+            parent = Path(source).parent
+            is_path = (
+                source.startswith((".", "/", "~")) or source.count("/") > 1 or (parent != Path() and parent.exists())
+            )
             self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_path)
         except Exception as error:  # A damaged file gives anything; the Rust part raises bare Exceptions.
             raise TokenizerError(

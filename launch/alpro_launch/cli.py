@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from alpro_stream.config import load_config
 from alpro_stream.errors import AlproError, ConfigError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+_GOES_ON = "the same command goes on from the last checkpoint"
 _SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
-    except AlproError as error:
+    except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system's text says it.
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -110,13 +112,20 @@ def _shard(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from alpro_launch.deepspeed_launcher import launch_environment, train_command
+    from alpro_launch.local_ranks import rank_environments, train_command
     from alpro_launch.processes import run
 
+    if arguments.ranks < 1:
+        raise ConfigError(f"--ranks {arguments.ranks}: at least 1 is needed")
     configs, overrides = split_arguments(arguments.arguments)
     for config in configs:
-        if status := run(train_command(config, overrides, arguments.ranks), launch_environment()):
-            return EXIT_FAILED if status < 0 else status
+        status = run(train_command(config, overrides), rank_environments(arguments.ranks))
+        if status < 0:
+            name = signal.Signals(-status).name
+            print(f"error: a rank was ended by {name} (SIGKILL: out of memory, perhaps); {_GOES_ON}", file=sys.stderr)
+            return EXIT_FAILED
+        if status:
+            return status
     return 0
 
 

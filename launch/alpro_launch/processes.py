@@ -4,33 +4,61 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 20
+_POLL_S = 0.1
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Runs a command to its end and returns its exit status.
+def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> int:
+    """Runs a command once for each environment, all at the same time, to the end.
 
-    Ctrl-C reaches the child too, as both belong to the terminal's group: it is given time to end by itself. When
-    this process is killed, the child is told to end by the kernel.
+    Ctrl-C reaches the children too, as they belong to the terminal's group: they are given time to end by themselves.
+    When this process is ended or killed, the kernel ends the children.
+
+    Returns:
+        0 when all ended well; else the status of the first that did not (minus the signal that killed it), and the
+        others are ended.
     """
-    child = subprocess.Popen(
-        list(command), env={**os.environ, **(environment or {})}, preexec_fn=_end_with_parent(os.getpid())
-    )
+    set_death_signal = _end_with_parent(os.getpid())
+    children = [
+        subprocess.Popen(list(command), env={**os.environ, **environment}, preexec_fn=set_death_signal)
+        for environment in environments
+    ]
     try:
-        return child.wait()
+        return _first_failure(children)
     except KeyboardInterrupt:
-        try:
-            child.wait(timeout=_GRACE_S)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            child.kill()
-            child.wait()
+        _wait(children)
         raise
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        _wait(children)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
 
 
-def _end_with_parent(parent: int):  # type: ignore[no-untyped-def]
+def _first_failure(children: Sequence["subprocess.Popen[bytes]"]) -> int:
+    while True:
+        statuses = [child.poll() for child in children]
+        failed = [status for status in statuses if status]
+        if failed or None not in statuses:
+            return failed[0] if failed else 0
+        time.sleep(_POLL_S)
+
+
+def _wait(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    deadline = time.monotonic() + _GRACE_S
+    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+        time.sleep(_POLL_S)
+
+
+def _end_with_parent(parent: int) -> Callable[[], None]:
     library = ctypes.CDLL(None)
 
     def set_death_signal() -> None:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         logging.getLogger("alpro_stream").setLevel(logging.INFO)
     try:
         finished = train(load_config(RunConfig, arguments[0], arguments[1:]))
-    except AlproError as error:
+    except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
         print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:

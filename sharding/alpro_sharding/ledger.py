@@ -132,14 +132,20 @@ class Ledger:
         except (OSError, ValueError) as error:
             raise ShardError(f"{path} cannot be read: {error}; remove {self.out} or choose another `out`") from error
         changed = differences(found, plan)
-        if changed:
+        if changed and self._first_tar() is None:
+            # Nothing was made under the old plan: notes on rows that failed are all that is left of it.
+            for note in self._root.glob("*/*.json"):
+                note.unlink()
+            publish_bytes(path, json.dumps(plan, indent=2).encode())
+        elif changed:
             raise ShardError(
                 f"{self.out} holds shards of another plan (there != now): {'; '.join(changed)}. "
                 "Give this run another `out`, remove that folder, or go back to the old settings"
             )
 
     def _refuse_foreign_shards(self) -> None:
-        for kind in KINDS:
-            found = next(self.out.glob(f"*/{kind}-*.tar"), None)
-            if found is not None:
-                raise ShardError(f"{found} was not made by a run that left a ledger; choose another `out`")
+        if (found := self._first_tar()) is not None:
+            raise ShardError(f"{found} was not made by a run that left a ledger; choose another `out`")
+
+    def _first_tar(self) -> Path | None:
+        return next((tar for kind in KINDS for tar in self.out.glob(f"*/{kind}-*.tar")), None)

@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from alpro_launch.cli import _parse, find_config, main, split_arguments
-from alpro_launch.deepspeed_launcher import train_command
+from alpro_launch.local_ranks import rank_environments, train_command
+from alpro_launch.processes import run
 from alpro_launch.tables import retrieval_table
 from alpro_sharding import ShardConfig
 from alpro_stream.config import load_config
@@ -55,13 +58,27 @@ def test_a_config_is_looked_for_among_the_shipped_ones(tmp_path: Path, monkeypat
     assert find_config("mine.yaml") == "mine.yaml"
 
 
-def test_one_rank_needs_no_launcher_and_two_get_a_port_of_their_own():
-    one = train_command("c.yaml", ["a=1"], 1)
-    assert one[1:] == ["-m", "alpro_launch.train", "c.yaml", "a=1"]
-    first, second = (train_command("c.yaml", [], 2) for _ in range(2))
-    assert "deepspeed.launcher.runner" in first
-    assert first[first.index("--master_port") + 1].isdigit()
-    assert first[-1] == second[-1] == "c.yaml"
+def test_each_rank_knows_its_place_and_two_runs_do_not_meet():
+    first, second = rank_environments(2)
+    assert (first["RANK"], first["WORLD_SIZE"], second["LOCAL_RANK"]) == ("0", "2", "1")
+    assert first["MASTER_PORT"] == second["MASTER_PORT"]
+    assert train_command("c.yaml", ["a=1"])[1:] == ["-m", "alpro_launch.train", "c.yaml", "a=1"]
+
+
+def test_the_first_failure_ends_the_others_and_is_the_status():
+    code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"
+    assert run([sys.executable, "-c", code], rank_environments(2)) == 3
+
+
+def test_children_end_when_their_parent_is_killed():
+    child = "import time; print('up', flush=True); time.sleep(600)"
+    parent = f"from alpro_launch.processes import run; import sys; run([sys.executable, '-c', {child!r}], [{{}}, {{}}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == [b"up\n", b"up\n"]
+    process.kill()
+    assert process.stdout.read() == b""  # It ends only when the last child has closed its output.
+    process.wait()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +88,7 @@ def test_one_rank_needs_no_launcher_and_two_get_a_port_of_their_own():
         (["evaluate", "configs/demo/evaluate.yaml", "chekpoint=x"], "did you mean 'checkpoint'"),
         (["evaluate", "configs/demo/evaluate.yaml", "a.yaml"], "one configuration file is wanted"),
         (["inspect", "nowhere"], "nowhere is neither a shard folder nor a run"),
+        (["train", "configs/demo/prompter.yaml", "--ranks", "0"], "at least 1 is needed"),
         (["bench", "nothing"], "with one of: demo, end_to_end"),
     ],
 )

@@ -61,6 +61,12 @@ def test_chance_is_what_random_scores_reach():
     assert found.mean_rank == pytest.approx(expected.mean_rank, abs=0.05)
 
 
+@pytest.mark.parametrize("ranks", [text_to_video_ranks, video_to_text_ranks])
+def test_scores_that_are_not_finite_are_no_recall(ranks):
+    with pytest.raises(DataError, match="not finite"):
+        ranks(torch.full((4, 3), torch.nan), TRUTH_C)
+
+
 def test_nothing_to_rank_is_an_error_and_not_a_nan():
     with pytest.raises(DataError, match="no query"):
         retrieval_metrics(torch.tensor([], dtype=torch.int64), 5)

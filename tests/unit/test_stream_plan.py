@@ -200,7 +200,7 @@ def test_epoch_and_left_over():
             "'video' has 7 samples, .* batch of 8: .* stream.global_batch=6$",
         ),
         ((3, 0), {"global_batch": 8, "num_lanes": 2}, "stream.global_batch=3 with stream.num_lanes=1$"),
-        ((1, 0), {"global_batch": 8, "num_lanes": 2}, "leave this source out, or give it at least 2 samples"),
+        ((1, 0), {"global_batch": 8, "num_lanes": 2}, "give it at least 2 samples, or leave it out"),
         ((), {}, "has 0 samples"),
     ],
 )
