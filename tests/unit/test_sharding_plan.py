@@ -126,6 +126,7 @@ def test_leftovers_of_killed_workers_are_removed(tmp_path):
 
 def test_another_plan_is_refused_with_the_differences(tmp_path):
     Ledger(tmp_path, PLAN).close()
+    write_shard(tmp_path / "train")
     Ledger(tmp_path, PLAN).close()
     with pytest.raises(ShardError, match=r"fps: 3.0 != 1.0.*Give this run another `out`"):
         Ledger(tmp_path, {**PLAN, "fps": 1.0})
