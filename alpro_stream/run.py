@@ -14,16 +14,16 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
-from safetensors.torch import save_file
 from torch import nn
 
 from alpro_stream.config import Config, save_config
 from alpro_stream.errors import CheckpointError, ConfigError
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
 from alpro_stream.model.alpro import Alpro, DualEncoder, ModelConfig
-from alpro_stream.model.weights import start_from_pretrained
+from alpro_stream.model.weights import save_weights, start_from_pretrained
 from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
 from alpro_stream.shards.entities import load_entities, merge_entities
+from alpro_stream.shards.layout import ENTITIES_FILE
 from alpro_stream.stream.cursor import check_fingerprint
 from alpro_stream.stream.decode import build_decoder
 from alpro_stream.stream.maker import BatchMaker, StreamConfig, fingerprint, make_plan
@@ -300,7 +300,7 @@ def run_entities(config: PrompterConfig, sources: tuple[Source, ...]) -> list[st
         ConfigError: fewer than two entities.
     """
     paths = [config.entities] if config.entities else sorted({source.reader.directory for source in sources})
-    files = [path if path.is_file() else path / "entities.json" for path in paths]
+    files = [path if path.is_file() else path / ENTITIES_FILE for path in paths]
     words = [word for word, _ in merge_entities([load_entities(path) for path in files])][: config.num_entities]
     if len(words) < 2:
         raise ConfigError(
@@ -315,6 +315,6 @@ def _save_extras(config: RunConfig, world: World, engine: Engine, tokenizer: Tok
     if world.is_first:
         prefix = "model."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in parameters.items() if name.startswith(prefix)}
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_weights(tensors, directory / WEIGHTS_FILE)
         tokenizer.save(directory / "tokenizer")
         save_config(config, directory / "config.yaml")

@@ -118,9 +118,9 @@ def start_text_from_bert(
     return _copy(ours, found, names, source)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes every parameter once, as safetensors; the tied head has no second copy of the word embeddings."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+def save_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Writes the parameters of a model by name, such as its `state_dict`, as safetensors."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in parameters.items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 

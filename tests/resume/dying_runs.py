@@ -95,16 +95,16 @@ def _before_anything_is_written():
 
 
 def _after_the_engine_state():
-    _replace(alpro_stream.run, "save_file", lambda *_, **__: die())
+    _replace(alpro_stream.run, "save_weights", lambda *_, **__: die())
 
 
 def _in_the_middle_of_the_weights():
-    def save_half(save_file, tensors, path, **options):
-        save_file(tensors, path, **options)
+    def save_half(save_weights, tensors, path):
+        save_weights(tensors, path)
         os.truncate(path, path.stat().st_size // 2)
         die()
 
-    _replace(alpro_stream.run, "save_file", save_half)
+    _replace(alpro_stream.run, "save_weights", save_half)
 
 
 def _before_the_rename():
