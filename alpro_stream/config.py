@@ -66,6 +66,18 @@ def validate(model: type[ConfigT], values: Any, source: str) -> ConfigT:
         raise ConfigError(f"{source}: " + "; ".join(problems)) from error
 
 
+def with_overrides(model: type[ConfigT], values: Any, overrides: Sequence[str], source: str) -> ConfigT:
+    """Applies ``key.path=value`` overrides to plain values and validates the result.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    tree = OmegaConf.create(values)
+    for override in overrides:
+        _override(tree, override)
+    return validate(model, OmegaConf.to_container(tree, resolve=True), source)
+
+
 def save_config(config: Config, path: Path) -> None:
     """Writes a resolved configuration as YAML, every default spelled out."""
     path.write_text(to_yaml(config), encoding="utf-8")

@@ -156,7 +156,7 @@ def _row_from_fields(line: int, fields: dict[str, Any]) -> ManifestRow:
     split = fields.get("split") or "train"
     if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
         raise _BadFieldError(f"'split' is {split!r}; expected letters, digits, '-' or '_'")
-    kind = fields.get("kind") or _kind_of(media)
+    kind = fields.get("kind") or kind_of(media)
     if kind not in KINDS:
         raise _BadFieldError(f"'kind' is {kind!r}; expected 'video' or 'image'")
     return ManifestRow(
@@ -226,7 +226,8 @@ def _seconds(fields: dict[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _kind_of(media: str) -> Kind:
+def kind_of(media: str) -> Kind:
+    """Image or video, by the suffix of the name."""
     return "image" if PurePosixPath(media).suffix.lower() in IMAGE_SUFFIXES else "video"
 
 

@@ -14,13 +14,16 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
-from torch import nn
 
 from alpro_stream.config import Config, save_config
 from alpro_stream.errors import CheckpointError, ConfigError
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
-from alpro_stream.model.alpro import Alpro, DualEncoder, ModelConfig
-from alpro_stream.model.weights import save_weights, start_from_pretrained
+from alpro_stream.manifest import KINDS, Kind
+from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig
+from alpro_stream.model.checkpointing import set_checkpointing
+from alpro_stream.model.folder import ModelDescription, write_model
+from alpro_stream.model.operations import contrastive_operations, peak_per_s, pretraining_operations
+from alpro_stream.model.weights import start_from_pretrained
 from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
 from alpro_stream.shards.entities import load_entities, merge_entities
 from alpro_stream.shards.layout import ENTITIES_FILE
@@ -30,10 +33,10 @@ from alpro_stream.stream.maker import BatchMaker, StreamConfig, fingerprint, mak
 from alpro_stream.stream.plan import Plan, lanes_of_rank
 from alpro_stream.stream.sources import Source, open_sources
 from alpro_stream.stream.text import Tokenizer
-from alpro_stream.train.checkpoint import WEIGHTS_FILE, complete_checkpoints, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
 from alpro_stream.train.distributed import World, join_world
 from alpro_stream.train.engine import Engine
-from alpro_stream.train.restore import ensure_bank, load_labeller, start_from_run
+from alpro_stream.train.restore import describe_prompter, ensure_bank, load_labeller, start_from_trained
 from alpro_stream.train.trainer import Parts, TrainConfig, Trainer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +58,8 @@ class RunConfig(Config):
     model: ModelConfig = ModelConfig()
     """Sizes and starting weights."""
     start_from: Path | None = None
-    """Run or checkpoint whose encoders are the starting weights, in place of a pretrained ViT and BERT."""
+    """Starting weights in place of a pretrained ViT and BERT: a run, a checkpoint, an exported model, or a released
+    file of ALPRO's authors or of LAVIS. Heads that it does not have start fresh."""
     losses: ObjectiveConfig = ObjectiveConfig()
     """Weights of the losses; stage one uses VTC alone."""
     prompter: PrompterConfig | None = None
@@ -158,11 +162,10 @@ def _open_data(config: RunConfig, world: World) -> _Data:
     if not config.uses_pem or config.prompter is None:
         return _Data(sources, plan, tokenizer, [], None, None)
     # Looked up once: the run of stage one may be writing newer ones.
-    prompter = latest_checkpoint(config.prompter.checkpoint)
-    state = read_state(prompter)
-    _check_prompter(config, state["model"]["video"])
+    prompter, description, digest = describe_prompter(config.prompter.checkpoint)
+    _check_prompter(config, description.model)
     entities = run_entities(config.prompter, sources)
-    return _Data(sources, plan, tokenizer, entities, prompter, state["weights_sha256"])
+    return _Data(sources, plan, tokenizer, entities, prompter, digest)
 
 
 def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path | None:
@@ -223,6 +226,9 @@ def _build(config: RunConfig, world: World, data: _Data, stack: ExitStack) -> Pa
             prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
         torch.manual_seed(config.stream.seed)
         objective = _objective(config, data)
+        set_checkpointing(objective, config.train.engine.activation_checkpointing)
+        if config.train.engine.compile:
+            objective.compile_parts()
     engine = Engine(objective, config.train.engine, config.train.optimizer, world, rank_batch)
     return Parts(
         run_dir=config.run_dir,
@@ -233,24 +239,21 @@ def _build(config: RunConfig, world: World, data: _Data, stack: ExitStack) -> Pa
         engine=engine,
         prompter=prompter,
         fingerprint=_fingerprint(config, data),
-        describe=_describe(config, data),
-        save_extras=partial(_save_extras, config, world, engine, data.tokenizer),
+        versions={name: version(name) for name in _VERSIONS},
+        operations={kind: _operations(config, data, kind) for kind in KINDS},
+        peak_per_s=_peak_per_s(config, world),
+        save_extras=partial(_save_extras, config, world, engine, data),
     )
 
 
-def _objective(config: RunConfig, data: _Data) -> nn.Module:
-    vocab_size = data.tokenizer.vocab_size
-    model: Alpro | DualEncoder = (
-        DualEncoder(config.model, vocab_size)
-        if config.task == "prompter"
-        else Alpro(config.model, vocab_size, max(1, len(data.entities)))
-    )
+def _objective(config: RunConfig, data: _Data) -> DualObjective | PretrainObjective:
+    model = _description(config, data).build()
     start_from_pretrained(model)
     if config.start_from:
-        start_from_run(model, data.tokenizer, config.start_from)
+        start_from_trained(model, data.tokenizer, data.entities, config.start_from)
     if isinstance(model, DualEncoder):
         return DualObjective(model)
-    return PretrainObjective(model, config.losses, config.stream.seed)
+    return PretrainObjective(model, config.losses)
 
 
 def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Path, rank_batch: int) -> Prompter:
@@ -270,27 +273,44 @@ def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Pa
     )
 
 
-def _check_prompter(config: RunConfig, theirs: dict[str, Any]) -> None:
+def _check_prompter(config: RunConfig, theirs: ModelConfig) -> None:
     assert config.prompter is not None
     for name in ("image_size", "patch_size", "num_frames"):
-        ours = getattr(config.model.video, name)
-        if theirs[name] != ours:
+        ours, other = getattr(config.model.video, name), getattr(theirs.video, name)
+        if other != ours:
             raise CheckpointError(
-                f"the prompter {config.prompter.checkpoint} was trained with {name} {theirs[name]}, this run has "
+                f"the prompter {config.prompter.checkpoint} was trained with {name} {other}, this run has "
                 f"{ours}: both see the same crops, so set model.video.{name} alike and train the prompter again"
             )
 
 
-def _describe(config: RunConfig, data: _Data) -> dict[str, Any]:
-    """What a reader of the checkpoint needs beside the fingerprint."""
-    return {
-        "task": config.task,
-        "model": config.model.model_dump(mode="json"),
-        "num_tokens": config.stream.text.num_tokens,
-        "vocab_size": data.tokenizer.vocab_size,
-        "entities": data.entities,
-        "versions": {name: version(name) for name in _VERSIONS},
-    }
+def _description(config: RunConfig, data: _Data) -> ModelDescription:
+    """What a reader of the weights needs to know."""
+    return ModelDescription(
+        task=config.task,
+        model=config.model,
+        vocab_size=data.tokenizer.vocab_size,
+        num_tokens=config.stream.text.num_tokens,
+        entities=tuple(data.entities),
+    )
+
+
+def _operations(config: RunConfig, data: _Data, kind: Kind) -> float:
+    """Floating point operations of a sample in a step."""
+    description = _description(config, data)
+    once = kind == "image" and config.model.video.still == "once"
+    num_frames = 1 if once else None
+    if config.task == "prompter":
+        return contrastive_operations(config.model, description.num_tokens, num_frames).step
+    heads = Heads.of("pretrain", len(description.entities))
+    return pretraining_operations(config.model, description.num_tokens, description.vocab_size, heads, num_frames).step
+
+
+def _peak_per_s(config: RunConfig, world: World) -> float | None:
+    """Only known for GPUs in bf16."""
+    if world.device.type != "cuda" or config.train.engine.precision != "bf16":
+        return None
+    return peak_per_s(torch.cuda.get_device_name(world.device))
 
 
 def run_entities(config: PrompterConfig, sources: tuple[Source, ...]) -> list[str]:
@@ -310,11 +330,10 @@ def run_entities(config: PrompterConfig, sources: tuple[Source, ...]) -> list[st
     return words
 
 
-def _save_extras(config: RunConfig, world: World, engine: Engine, tokenizer: Tokenizer, directory: Path) -> None:
+def _save_extras(config: RunConfig, world: World, engine: Engine, data: _Data, directory: Path) -> None:
     parameters = engine.full_parameters()
     if world.is_first:
         prefix = "model."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in parameters.items() if name.startswith(prefix)}
-        save_weights(tensors, directory / WEIGHTS_FILE)
-        tokenizer.save(directory / "tokenizer")
+        write_model(directory, _description(config, data), tensors, data.tokenizer)
         save_config(config, directory / "config.yaml")

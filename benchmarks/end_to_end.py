@@ -7,16 +7,12 @@ bytes in memory for `decode`.
 """
 
 import argparse
-import functools
 import io
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -32,7 +28,7 @@ from alpro_stream.losses.objective import (
     count_local,
     same_pairs,
 )
-from alpro_stream.model.alpro import Alpro
+from alpro_stream.model.alpro import AlproModel, Heads
 from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards.reader import ShardReader
 from alpro_stream.stream.batch import Batch
@@ -44,6 +40,7 @@ from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.engine import Engine
 from alpro_stream.train.restore import ensure_bank, load_labeller
 from benchmarks.harness import Measurement, Row, main
+from benchmarks.timing import Stopwatch, matrix_product_rate, repeat
 
 CONFIG = "configs/demo/pretrain.yaml"
 WARMUP_STEPS = 5
@@ -115,8 +112,8 @@ def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]
     """Floating point operations of one step, forward and backward, counted by torch."""
     tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
     num_entities = 100
-    model = Alpro(config.model, tokenizer.vocab_size, num_entities)
-    objective = PretrainObjective(model, config.losses, config.stream.seed)
+    model = AlproModel(config.model, tokenizer.vocab_size, Heads.of("pretrain", num_entities))
+    objective = PretrainObjective(model, config.losses)
     labels = SoftLabels(torch.full((len(batch), num_entities), 1 / num_entities), torch.ones(len(batch)).bool())
     ignore_GG = same_pairs(batch.video_id_B, batch.text_id_B)
     counts = GlobalCounts(*count_local(batch, labels))
@@ -136,55 +133,6 @@ def pillow_seconds(config: RunConfig, num_frames: int) -> float:
         jpegs += source.reader.read(shard, slot, source.reader.frame_members(shard, slot)[:4])
     jpegs = (jpegs * (num_frames // len(jpegs) + 1))[:num_frames]
     return statistics.median(repeat(lambda: [Image.open(io.BytesIO(jpeg)).load() for jpeg in jpegs], 12))
-
-
-def matrix_product_rate(size: int = 1024) -> float:
-    """Floating point operations a second of a float32 matrix product, with the trainer's threads."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2.0 * size**3 / min(repeat(lambda: torch.mm(a, b), 12))
-
-
-class Stopwatch:
-    """Times every call of some methods while it is entered."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self.kept: dict[str, list[Any]] = {}
-        self._stack = ExitStack()
-
-    def on(self, owner: type, method: str, name: str, keep: bool = False) -> None:
-        """Records the calls of a method under a name; keeps what it returns if asked to."""
-        seconds, kept = self.seconds.setdefault(name, []), self.kept.setdefault(name, [])
-        original = getattr(owner, method)
-
-        @functools.wraps(original)
-        def timed(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            result = original(*arguments, **named)
-            seconds.append(time.perf_counter() - started)
-            if keep:
-                kept[:] = [result]
-            return result
-
-        setattr(owner, method, timed)
-        self._stack.callback(setattr, owner, method, original)
-
-    def __enter__(self) -> "Stopwatch":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-
-def repeat(work: Callable[[], object], count: int) -> list[float]:
-    """Seconds of each of `count` calls, after one that does not count."""
-    work()
-    seconds = []
-    for _ in range(count):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -84,11 +85,14 @@ def embed_videos(
     device = next(encoder.parameters()).device
     num_frames = encoder.config.video.num_frames
     tokens, features = [], []
-    for part in _parts(clips, batch_size):
-        frames_BTHWC = torch.stack([read_clip(clip, num_frames, decoder) for clip in part]).to(device)
-        tokens_BND, feature_BE = encoder.encode_video(normalise(frames_BTHWC))
-        tokens.append(tokens_BND)
-        features.append(feature_BE)
+    for kind, group in groupby(clips, key=lambda clip: clip.source.kind):
+        for part in _parts(list(group), batch_size):
+            # An image is one frame, as in training.
+            taken = 1 if kind == "image" else num_frames
+            frames_BTHWC = torch.stack([read_clip(clip, taken, decoder) for clip in part]).to(device)
+            tokens_BND, feature_BE = encoder.encode_video(normalise(frames_BTHWC))
+            tokens.append(tokens_BND)
+            features.append(feature_BE)
     return VideoEmbeddings(torch.cat(tokens), torch.cat(features))
 
 

@@ -27,7 +27,7 @@ from alpro_stream.evaluate.ranking import (
     text_to_video_ranks,
     video_to_text_ranks,
 )
-from alpro_stream.model.alpro import Alpro
+from alpro_stream.model.alpro import AlproModel
 from alpro_stream.stream.decode import DecodeConfig, build_decoder
 from alpro_stream.stream.sources import SourceConfig, open_sources
 from alpro_stream.train.restore import Trained, load_trained
@@ -80,12 +80,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "protocol": {
             "captions": "all captions of a clip are queries",
             "video_to_text": "rank of the clip's best caption",
-            "frames": f"{trained.config.video.num_frames}, spread evenly",
-            "picture": f"whole frame resized to {trained.config.video.image_size}",
+            "frames": f"{trained.dual.config.video.num_frames}, spread evenly",
+            "picture": f"whole frame resized to {trained.dual.config.video.image_size}",
             "ties": "count against the right answer",
         },
         "data": {source.name: source.reader.info.digest for source in sources},
-        "checkpoint": {"path": str(trained.path), "weights_sha256": trained.state["weights_sha256"]},
+        "checkpoint": {"path": str(trained.path), "weights_sha256": trained.weights_sha256},
         "config": config.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("alpro-stream", "torch")},
     }
@@ -95,9 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip]) -> Retrieval:
     """Scores of every caption with every clip."""
-    if "vtm" in config.scores and not isinstance(trained.model, Alpro):
+    if "vtm" in config.scores and not isinstance(trained.model, AlproModel):
         raise ConfigError(f"{trained.path} is a prompter: it has no matching head; set scores=[vtc]")
-    video = trained.config.video
+    video = trained.dual.config.video
     device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
     decoder = build_decoder(config.decode, video.image_size, video.num_frames, device_id)
     captions = [caption for clip in clips for caption in clip.captions]
@@ -107,21 +107,21 @@ def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip])
     scores: dict[str, Tensor] = {}
     if "vtc" in config.scores:
         scores["vtc"] = (texts.feature_CE @ videos.feature_VE.T).cpu()
-    if "vtm" in config.scores and isinstance(trained.model, Alpro):
+    if "vtm" in config.scores and isinstance(trained.model, AlproModel):
         scores["vtm"] = matching_scores(trained.model, texts, videos, config.batch_size).cpu()
     return Retrieval(clips, captions, truth_C, scores)
 
 
 @torch.inference_mode()
-def matching_scores(model: Alpro, texts: TextEmbeddings, videos: VideoEmbeddings, batch_size: int) -> Tensor:
+def matching_scores(model: AlproModel, texts: TextEmbeddings, videos: VideoEmbeddings, batch_size: int) -> Tensor:
     """Probability that caption and clip match, of every pair, (C, V): the published final score."""
     num_texts, num_videos = len(texts.text_CLD), len(videos.tokens_VND)
     scores = torch.empty(num_texts * num_videos, dtype=torch.float64, device=texts.text_CLD.device)
     for pairs in torch.split(torch.arange(len(scores), device=scores.device), batch_size):
         text, video = pairs // num_videos, pairs % num_videos
-        fused_BSD = model.multimodal(texts.text_CLD[text], texts.mask_CL[text], videos.tokens_VND[video])
+        cls_B1D = model.multimodal(texts.text_CLD[text], texts.mask_CL[text], videos.tokens_VND[video], num_tokens=1)
         # In float32 all sure matches would be exactly 1, and tie.
-        scores[pairs] = model.vtm_head(fused_BSD[:, 0]).double().softmax(dim=1)[:, 1]
+        scores[pairs] = model.match_logits(cls_B1D[:, 0]).double().softmax(dim=1)[:, 1]
     return scores.view(num_texts, num_videos)
 
 

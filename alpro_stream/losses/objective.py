@@ -1,7 +1,7 @@
 """What a step minimises: the four losses over one micro-batch, exact over the whole global batch.
 
-Legend: B samples of the micro-batch, G of the global batch, L tokens, P patches, D width, E projection,
-M entities, S = L + 1 + P.
+Legend: B samples of the micro-batch, G of the global batch, L tokens (L lanes before N), N samples of a lane,
+P patches, D width, E projection, M entities, S = L + 1 + P, R pairs, Q tokens asked for.
 
 The loss of a run must not depend on how its global batch is cut into ranks and micro-batches. Each loss is
 therefore a sum over this micro-batch divided by a count of the *global* batch (`GlobalCounts`), and VTC is
@@ -12,7 +12,7 @@ whose gradient every micro-batch computes in full, is divided by it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,10 +23,10 @@ from alpro_stream.losses.mlm import mlm_loss
 from alpro_stream.losses.pem import PemConfig, box_to_mask, pem_loss, pool_region
 from alpro_stream.losses.vtc import vtc_loss
 from alpro_stream.losses.vtm import sample_negatives, vtm_loss
-from alpro_stream.model.alpro import Alpro, DualEncoder
+from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.model.pixels import normalise
+from alpro_stream.model.text_encoder import Fusing
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.seeds import Draws
 
 
 class ObjectiveConfig(Config):
@@ -99,30 +99,42 @@ class DualObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(video_BE, text_BE), normalised."""
-        _, video_BE = self.model.encode_video(normalise(batch.frames_BTHWC))
-        _, text_BE = self.model.encode_text(batch.ids_BL, batch.mask_BL)
-        return video_BE, text_BE
+    def compile_parts(self) -> None:
+        """Compiles the encoders; a graph break is an error."""
+        self._encode = torch.compile(self._encode, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
     def forward(self, batch: Batch, gather: Gather | None, shares: int) -> Terms | tuple[Tensor, Tensor]:
         """The terms of a micro-batch; its features alone when `gather` is None."""
-        video_BE, text_BE = self.features(batch)
+        video_BE, text_BE = self._encode(batch.frames_BTHWC, batch.ids_BL, batch.mask_BL)
         if gather is None:
             return video_BE, text_BE
         loss = global_vtc(video_BE, text_BE, gather(video_BE.detach(), text_BE.detach()), self.model, shares)
         return Terms(loss * shares, {"vtc": loss.detach() / shares})
 
+    def _encode(self, frames_BTHWC: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """(video_BE, text_BE), of unit length."""
+        video_BE = self.model.video_feature(normalise(frames_BTHWC))
+        _, text_BE = self.model.encode_text(ids_BL, mask_BL)
+        return video_BE, text_BE
+
 
 class PretrainObjective(nn.Module):
-    """VTC, VTM, MLM and PEM (paper, section 3)."""
+    """VTC, VTM, MLM and PEM (paper, section 3).
 
-    def __init__(self, model: Alpro, config: ObjectiveConfig, seed: int) -> None:
+    Two pure functions of tensors, `_encode` and `_losses`, with the exchange between ranks between them: so each can
+    be compiled whole.
+    """
+
+    def __init__(self, model: AlproModel, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model = model
-        self._config = config
         self._weights = {"vtc": config.vtc, "vtm": config.vtm, "mlm": config.mlm, "pem": config.pem.weight}
-        self._seed = seed
+        self._pool, self._region = config.pem.pool, config.pem.region
+
+    def compile_parts(self) -> None:
+        """Compiles both functions; a graph break is an error."""
+        self._encode = torch.compile(self._encode, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+        self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
     def forward(
         self,
@@ -141,87 +153,124 @@ class PretrainObjective(nn.Module):
             counts: denominators over the global batch.
             soft_labels: the prompter's labels of this micro-batch; needed when PEM has a weight.
         """
-        dual = self.model.dual
-        video_BND, video_BE = dual.encode_video(normalise(batch.frames_BTHWC))
-        ids, mask = batch.ids_BL, batch.mask_BL
-        if self._config.mlm:  # One pass for clean and masked text.
-            ids, mask = torch.cat([ids, batch.mlm_ids_BL]), mask.repeat(2, 1)
-        text, features = dual.encode_text(ids, mask)
-        text_BLD, text_BE = text[: len(batch)], features[: len(batch)]
+        encoded = self._encode(batch.frames_BTHWC, batch.ids_BL, batch.mask_BL, batch.mlm_ids_BL)
         if gather is None:
-            return video_BE, text_BE
+            return encoded.video_BE, encoded.text_BE
         assert counts is not None
-        others = gather(video_BE.detach(), text_BE.detach())
-        values: dict[str, Tensor] = {}
-        if self._config.vtc:
-            values["vtc"] = global_vtc(video_BE, text_BE, others, dual, shares)
-        if self._config.multimodal:
-            fused = self._fuse(batch, video_BND, video_BE, text_BLD, text_BE, text[len(batch) :], counts, values)
-            if self._config.pem.weight:
-                assert soft_labels is not None
-                values["pem"] = self._pem(batch, fused, soft_labels, counts)
+        others = gather(encoded.video_BE.detach(), encoded.text_BE.detach())
+        values = self._losses(encoded, _Targets.of(batch), others, shares, counts, soft_labels)
         total = torch.stack([self._weights[name] * value for name, value in values.items()]).sum() * shares
         # VTC's value is already the global one on every share; the others are this share's part of it.
         return Terms(total, {n: v.detach() / (shares if n == "vtc" else 1) for n, v in values.items()})
 
-    def _fuse(
+    def _encode(self, frames_BTHWC: Tensor, ids_BL: Tensor, mask_BL: Tensor, mlm_ids_BL: Tensor) -> "_Encoded":
+        size = len(ids_BL)
+        video_BND, video_BE = self.model.dual.encode_video(normalise(frames_BTHWC))
+        if not self._weights["mlm"]:
+            text_BLD, text_BE = self.model.dual.encode_text(ids_BL, mask_BL)
+            return _Encoded(video_BND, video_BE, text_BLD, text_BE, None)
+        # One pass for clean and masked text.
+        ids, mask = torch.cat([ids_BL, mlm_ids_BL]), mask_BL.repeat(2, 1)
+        text, features = self.model.dual.encode_text(ids, mask)
+        return _Encoded(video_BND, video_BE, text[:size], features[:size], text[size:])
+
+    def _losses(
         self,
-        batch: Batch,
-        video_BND: Tensor,
-        video_BE: Tensor,
-        text_BLD: Tensor,
-        text_BE: Tensor,
-        masked_BLD: Tensor,
+        encoded: "_Encoded",
+        targets: "_Targets",
+        others: GlobalFeatures,
+        shares: int,
         counts: GlobalCounts,
-        values: dict[str, Tensor],
-    ) -> Tensor:
-        """One multimodal pass over positives, hard negatives and masked text; returns the positives' output."""
-        size = len(batch)
-        texts, masks, videos = [], [], []
-        if self._config.vtm or self._config.pem.weight:
-            texts, masks, videos = [text_BLD], [batch.mask_BL], [video_BND]
-        if self._config.vtm:
-            similarity_BB = self._similarity(video_BE, text_BE)
-            video_index_B, text_index_B, valid_B = self._negatives(batch, similarity_BB)
-            texts += [text_BLD, text_BLD[text_index_B]]
-            masks += [batch.mask_BL, batch.mask_BL[text_index_B]]
-            videos += [video_BND[video_index_B], video_BND]
-        if self._config.mlm:
-            texts.append(masked_BLD)
-            masks.append(batch.mask_BL)
-            videos.append(video_BND)
-        fused_RSD: Tensor = self.model.multimodal(torch.cat(texts), torch.cat(masks), torch.cat(videos))
-        if self._config.vtm:
-            logits_R2 = self.model.vtm_head(fused_RSD[: 3 * size, 0])
+        soft_labels: SoftLabels | None,
+    ) -> dict[str, Tensor]:
+        """The losses that have a weight; VTC's is that of the global batch, the others are shares of theirs."""
+        values: dict[str, Tensor] = {}
+        if self._weights["vtc"]:
+            values["vtc"] = global_vtc(encoded.video_BE, encoded.text_BE, others, self.model.dual, shares)
+        if not any(self._weights[name] for name in ("vtm", "mlm", "pem")):
+            return values
+        size = len(encoded.video_BND)
+        fusing, valid_B = self._begin_fusion(encoded, targets)
+        if self._weights["vtm"] or self._weights["pem"]:
+            # PEM reads the patches of the positives; of everything else in VTM only CLS is read.
+            positive_BQD = self.model.multimodal.finish(fusing[:size], None if self._weights["pem"] else 1)
+        if self._weights["vtm"]:
+            negative_RD = self.model.multimodal.finish(fusing[size : 3 * size], 1)[:, 0]
+            logits_R2 = self.model.match_logits(torch.cat([positive_BQD[:, 0], negative_RD]))
             labels_R = torch.arange(3 * size, device=logits_R2.device).lt(size).long()
             weights_R = torch.cat([torch.ones_like(valid_B), valid_B, valid_B]).to(logits_R2.dtype)
             values["vtm"] = vtm_loss(logits_R2, labels_R, weights_R, counts.num_pairs)
-        if self._config.mlm:
-            logits_BLV = self.model.mlm_head(fused_RSD[-size:, : batch.ids_BL.shape[1]])
-            values["mlm"] = mlm_loss(logits_BLV, batch.mlm_labels_BL, counts.num_masked)
-        return fused_RSD[:size]
+        length = encoded.text_BLD.shape[1]
+        if self._weights["mlm"]:
+            logits_BLV = self.model.word_logits(self.model.multimodal.finish(fusing[-size:], length))
+            values["mlm"] = mlm_loss(logits_BLV, targets.mlm_labels_BL, counts.num_masked)
+        if self._weights["pem"]:
+            assert soft_labels is not None
+            patches_BPD = positive_BQD[:, length + 1 :]
+            inside_BP = box_to_mask(targets.boxes_B4, int(patches_BPD.shape[1] ** 0.5))
+            logits_BM = self.model.entity_logits(pool_region(patches_BPD, inside_BP, self._pool, self._region))
+            values["pem"] = pem_loss(logits_BM, soft_labels.labels_BM, soft_labels.keep_B, counts.num_kept)
+        return values
+
+    def _begin_fusion(self, encoded: "_Encoded", targets: "_Targets") -> tuple[Fusing, Tensor]:
+        """One multimodal pass over positives, hard negatives of both kinds and masked text, in this order.
+
+        Also returns which samples have a negative.
+        """
+        video_BND, text_BLD, mask_BL = encoded.video_BND, encoded.text_BLD, targets.mask_BL
+        valid_B = torch.ones(len(video_BND), dtype=torch.bool, device=video_BND.device)
+        texts, masks, videos = [], [], []
+        if self._weights["vtm"] or self._weights["pem"]:
+            texts, masks, videos = [text_BLD], [mask_BL], [video_BND]
+        if self._weights["vtm"]:
+            video_index_B, text_index_B, valid_B = self._negatives(encoded, targets)
+            texts += [text_BLD, text_BLD[text_index_B]]
+            masks += [mask_BL, mask_BL[text_index_B]]
+            videos += [video_BND[video_index_B], video_BND]
+        if encoded.masked_BLD is not None:
+            texts.append(encoded.masked_BLD)
+            masks.append(mask_BL)
+            videos.append(video_BND)
+        return self.model.multimodal.begin(torch.cat(texts), torch.cat(masks), torch.cat(videos)), valid_B
 
     @torch.no_grad()
-    def _similarity(self, video_BE: Tensor, text_BE: Tensor) -> Tensor:
-        """Similarity over the temperature in float32: it is an exponent, which magnifies bfloat16's rounding."""
-        with torch.autocast(video_BE.device.type, enabled=False):
-            return video_BE @ text_BE.T / self.model.dual.temperature()
+    def _negatives(self, encoded: "_Encoded", targets: "_Targets") -> tuple[Tensor, Tensor, Tensor]:
+        """Hard negative video of each text, hard negative text of each video, and which samples have any."""
+        allowed_LNN = targets.allowed_LNN
+        lanes, size = allowed_LNN.shape[:2]
+        video_LNE, text_LNE = (f.view(lanes, size, -1) for f in (encoded.video_BE, encoded.text_BE))
+        # In float32: similarity over the temperature is an exponent, which magnifies bfloat16's rounding.
+        with torch.autocast(video_LNE.device.type, enabled=False):
+            similarity_LNN = video_LNE @ text_LNE.mT / self.model.dual.temperature()
+        noise_2LNN = targets.noise_B2N.view(lanes, size, 2, size).permute(2, 0, 1, 3).to(similarity_LNN)
+        video_index_LN, valid_LN = sample_negatives(similarity_LNN.mT, allowed_LNN, noise_2LNN[0])
+        text_index_LN, _ = sample_negatives(similarity_LNN, allowed_LNN, noise_2LNN[1])
+        first_L1 = torch.arange(lanes, device=valid_LN.device)[:, None] * size
+        return (video_index_LN + first_L1).flatten(), (text_index_LN + first_L1).flatten(), valid_LN.flatten()
 
-    def _negatives(self, batch: Batch, similarity_BB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hard negative video of each text, hard negative text of each video, and which rows have any."""
-        allowed_BB = allowed_negatives(batch)
-        noise_2BB = negative_noise(self._seed, batch).to(similarity_BB)
-        video_index_B, valid_B = sample_negatives(similarity_BB.T, allowed_BB, noise_2BB[0])
-        text_index_B, _ = sample_negatives(similarity_BB, allowed_BB, noise_2BB[1])
-        return video_index_B, text_index_B, valid_B
 
-    def _pem(self, batch: Batch, fused_BSD: Tensor, soft_labels: SoftLabels, counts: GlobalCounts) -> Tensor:
-        config = self._config.pem
-        patches_BPD = fused_BSD[:, batch.ids_BL.shape[1] + 1 :]
-        inside_BP = box_to_mask(batch.boxes_B4, int(patches_BPD.shape[1] ** 0.5))
-        region_BD = pool_region(patches_BPD, inside_BP, config.pool, config.region)
-        logits_BM = self.model.pem_head(region_BD)
-        return pem_loss(logits_BM, soft_labels.labels_BM, soft_labels.keep_B, counts.num_kept)
+class _Encoded(NamedTuple):
+    """What the dual encoder gives for a micro-batch; the last is None without MLM."""
+
+    video_BND: Tensor
+    video_BE: Tensor
+    text_BLD: Tensor
+    text_BE: Tensor
+    masked_BLD: Tensor | None
+
+
+class _Targets(NamedTuple):
+    """The tensors of a batch that the losses read: a compiled function must not see its step or its keys."""
+
+    mask_BL: Tensor
+    mlm_labels_BL: Tensor
+    boxes_B4: Tensor
+    allowed_LNN: Tensor
+    noise_B2N: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Targets":
+        return cls(batch.mask_BL, batch.mlm_labels_BL, batch.boxes_B4, allowed_negatives(batch), batch.noise_B2N)
 
 
 def global_vtc(video_BE: Tensor, text_BE: Tensor, others: GlobalFeatures, model: DualEncoder, shares: int) -> Tensor:
@@ -244,33 +293,24 @@ def global_vtc(video_BE: Tensor, text_BE: Tensor, others: GlobalFeatures, model:
 def count_local(batch: Batch, soft_labels: SoftLabels | None) -> Tensor:
     """(masked tokens, VTM pairs with a negative, samples PEM keeps) of a rank's batch; summed over the ranks."""
     num_masked = batch.mlm_labels_BL.ge(0).sum()
-    num_pairs = len(batch) + 2 * allowed_negatives(batch).any(dim=1).sum()
+    num_pairs = len(batch) + 2 * allowed_negatives(batch).any(dim=2).sum()
     num_kept = soft_labels.keep_B.sum() if soft_labels is not None else torch.zeros_like(num_masked)
     return torch.stack([num_masked, num_pairs, num_kept]).float()
 
 
-def same_pairs(video_id_G: Tensor, text_id_G: Tensor) -> Tensor:
-    """Pairs that must not count as negatives: another row of the same video or of the same text."""
-    same_GG = (video_id_G[:, None] == video_id_G) | (text_id_G[:, None] == text_id_G)
-    return same_GG.fill_diagonal_(False)
+def same_pairs(video_id_N: Tensor, text_id_N: Tensor) -> Tensor:
+    """Pairs that must not count as negatives: another row of the same video or of the same text, (..., N, N)."""
+    same_NN = (video_id_N[..., :, None] == video_id_N[..., None, :]) | (
+        text_id_N[..., :, None] == text_id_N[..., None, :]
+    )
+    return same_NN & ~torch.eye(same_NN.shape[-1], dtype=torch.bool, device=same_NN.device)
 
 
 def allowed_negatives(batch: Batch) -> Tensor:
-    """Who may be whose negative, (B, B): samples of the same lane with another video and another text."""
-    lane_B = torch.arange(len(batch), device=batch.ids_BL.device) // (len(batch) // batch.num_lanes)
-    same_BB = same_pairs(batch.video_id_B, batch.text_id_B).fill_diagonal_(True)
-    return (lane_B[:, None] == lane_B) & ~same_BB
-
-
-def negative_noise(seed: int, batch: Batch) -> Tensor:
-    """Exponential noise of the race for negatives, (2, B, B), drawn per (seed, step, lane); 1 between lanes."""
-    size = len(batch) // batch.num_lanes
-    noise_2BB = torch.ones(2, len(batch), len(batch), dtype=torch.float64)
-    for index in range(batch.num_lanes):
-        draws = Draws("negatives", seed, batch.step, batch.first_lane + index).exponential(2, size, size)
-        rows = slice(index * size, (index + 1) * size)
-        noise_2BB[:, rows, rows] = torch.from_numpy(draws)
-    return noise_2BB
+    """Who may be whose negative inside each lane, (L, N, N): another sample of another video and another text."""
+    lanes = batch.num_lanes
+    same_LNN = same_pairs(batch.video_id_B.view(lanes, -1), batch.text_id_B.view(lanes, -1))
+    return ~(same_LNN | torch.eye(same_LNN.shape[-1], dtype=torch.bool, device=same_LNN.device))
 
 
 def _place(features_GE: Tensor, own_BE: Tensor, first_row: int) -> Tensor:

@@ -1,6 +1,6 @@
 """VTM, video-text matching loss with hard negatives (paper, section 3.2; ITM in the authors' code).
 
-Legend: N candidates on both sides, R pairs.
+Legend: N candidates on both sides, R pairs; any number of dimensions may stand before N.
 """
 
 import torch
@@ -28,8 +28,8 @@ def sample_negatives(similarity_NN: Tensor, allowed_NN: Tensor, noise_NN: Tensor
     # The smallest noise / p has the largest log p - log noise; log p is the similarity up to a row's constant.
     race_NN = at_least_float32(similarity_NN) - at_least_float32(noise_NN).log()
     race_NN = race_NN.masked_fill(~allowed_NN, -torch.inf)
-    valid_N = allowed_NN.any(dim=1)
-    return race_NN.argmax(dim=1).where(valid_N, 0), valid_N
+    valid_N = allowed_NN.any(dim=-1)
+    return race_NN.argmax(dim=-1).where(valid_N, 0), valid_N
 
 
 def vtm_loss(logits_R2: Tensor, labels_R: Tensor, weights_R: Tensor, total_weight: Tensor | None = None) -> Tensor:

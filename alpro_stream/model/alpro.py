@@ -1,9 +1,11 @@
 """The whole model (paper, figure 2) and its dual encoder, which alone is also the prompter.
 
-Legend: B samples, T frames, C colours, H W pixels, L tokens, N video tokens, D width, E projection.
+Legend: B samples, T frames, C colours, H W pixels, L tokens, N video tokens, D width, E projection, M entities,
+A answers, V vocabulary.
 """
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -12,11 +14,15 @@ from torch.nn.functional import normalize
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from alpro_stream.config import Config
+from alpro_stream.errors import ConfigError
 from alpro_stream.model.precision import at_least_float32, initialise_weights
 from alpro_stream.model.text_encoder import MlmHead, MultimodalEncoder, TextEncoder, TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
 TEMPERATURE_RANGE = (0.001, 0.5)
+
+Task = Literal["prompter", "pretrain", "retrieval", "question_answering"]
+"""What a model is for: each has the heads that its losses need, and no others."""
 
 
 class ModelConfig(Config):
@@ -67,6 +73,10 @@ class DualEncoder(nn.Module):
         text_BLD = self.text_encoder(ids_BL, mask_BL)
         return text_BLD, unit_feature(self.text_projection, text_BLD[:, 0])
 
+    def video_feature(self, video_BTCHW: Tensor) -> Tensor:
+        """The feature_BE of `encode_video` without the tokens, a little cheaper."""
+        return unit_feature(self.video_projection, self.video_encoder.forward_cls(video_BTCHW))
+
     def temperature(self) -> Tensor:
         """The temperature, a float32 scalar clamped to [0.001, 0.5].
 
@@ -76,25 +86,91 @@ class DualEncoder(nn.Module):
         return raw.detach().clamp(*TEMPERATURE_RANGE) + (raw - raw.detach())
 
 
-class Alpro(nn.Module):
-    """Dual encoder, multimodal encoder and the heads of VTM, MLM and PEM."""
+@dataclass(frozen=True)
+class Heads:
+    """Which heads sit on the multimodal encoder; 0 entities or answers mean no head for them."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, num_entities: int) -> None:
+    vtm: bool = False
+    mlm: bool = False
+    num_entities: int = 0
+    num_answers: int = 0
+
+    @classmethod
+    def of(cls, task: Task, num_entities: int = 0, num_answers: int = 0) -> "Heads":
+        """The heads of a task; pre-training without PEM has no entities.
+
+        Raises:
+            ConfigError: question answering without answers; or a prompter, which has no heads.
+        """
+        if task == "pretrain":
+            return cls(vtm=True, mlm=True, num_entities=num_entities)
+        if task == "retrieval":
+            return cls(vtm=True)
+        if task == "question_answering":
+            if not num_answers:
+                raise ConfigError("a question answering model chooses from a list of answers, which is empty")
+            return cls(num_answers=num_answers)
+        raise ConfigError(f"a {task} is a dual encoder, it has no multimodal encoder and so no heads")
+
+
+class AlproModel(nn.Module):
+    """Dual encoder, multimodal encoder and the heads of VTM, MLM, PEM and question answering that it was given."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, heads: Heads) -> None:
         super().__init__()
         self.config = config
-        self.num_entities = num_entities
+        self.heads = heads
         width = config.text.width
         self.dual = DualEncoder(config, vocab_size)
         self.multimodal = MultimodalEncoder(config.text, vocab_size)
-        self.vtm_head = nn.Linear(width, 2)
-        """From the multimodal CLS; column 1 means that text and video match."""
+        self.vtm_head = nn.Linear(width, 2) if heads.vtm else None
         embeddings = cast(BertEmbeddings, self.dual.text_encoder.embeddings)
-        self.mlm_head = MlmHead(width, embeddings.word_embeddings)
-        """From the multimodal text tokens; tied to the word embeddings."""
-        self.pem_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, num_entities))
-        """From the pooled region of the multimodal patch tokens, one logit an entity."""
-        self.vtm_head.apply(initialise_weights)
-        self.pem_head.apply(initialise_weights)
+        self.mlm_head = MlmHead(width, embeddings.word_embeddings) if heads.mlm else None
+        self.pem_head = _two_layers(width, heads.num_entities) if heads.num_entities else None
+        self.answer_head = _two_layers(width, heads.num_answers) if heads.num_answers else None
+        for head in (self.vtm_head, self.pem_head, self.answer_head):
+            if head is not None:
+                head.apply(initialise_weights)
+
+    def match_logits(self, cls_BD: Tensor) -> Tensor:
+        """VTM, (B, 2), from the multimodal CLS; column 1 means that text and video match."""
+        return _run(self.vtm_head, cls_BD, "matching", "pretrain or retrieval")
+
+    def word_logits(self, text_BLD: Tensor) -> Tensor:
+        """MLM, logits_BLV, from the multimodal text tokens."""
+        return _run(self.mlm_head, text_BLD, "masked-word", "pretrain")
+
+    def entity_logits(self, region_BD: Tensor) -> Tensor:
+        """PEM, logits_BM, from the pooled region of the multimodal patch tokens."""
+        return _run(self.pem_head, region_BD, "entity", "pretrain")
+
+    def answer_logits(self, cls_BD: Tensor) -> Tensor:
+        """Question answering, logits_BA, from the multimodal CLS of video and question."""
+        return _run(self.answer_head, cls_BD, "answer", "question_answering")
+
+
+def build_model(
+    task: Task, config: ModelConfig, vocab_size: int, num_entities: int = 0, num_answers: int = 0
+) -> AlproModel | DualEncoder:
+    """A fresh model of a task.
+
+    Raises:
+        ConfigError: question answering without answers.
+    """
+    if task == "prompter":
+        return DualEncoder(config, vocab_size)
+    return AlproModel(config, vocab_size, Heads.of(task, num_entities, num_answers))
+
+
+def _two_layers(width: int, num_outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, num_outputs))
+
+
+def _run(head: nn.Module | None, hidden: Tensor, name: str, tasks: str) -> Tensor:
+    if head is None:
+        raise ConfigError(f"this model has no {name} head; use one that was trained for {tasks}")
+    logits: Tensor = head(hidden)
+    return logits
 
 
 def unit_feature(projection: nn.Linear, cls_BD: Tensor) -> Tensor:

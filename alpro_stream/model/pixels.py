@@ -16,11 +16,12 @@ def normalise(frames_BTHWC: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
     Computed in float32 and rounded once to `dtype`.
     """
-    mean = torch.tensor(PIXEL_MEAN, device=frames_BTHWC.device)[:, None, None]
-    std = torch.tensor(PIXEL_STD, device=frames_BTHWC.device)[:, None, None]
     # The copy to another layout is made while a value is still one byte.
-    video_BTCHW = frames_BTHWC.permute(0, 1, 4, 2, 3).contiguous().float()
-    return video_BTCHW.div_(255).sub_(mean).div_(std).to(dtype)
+    video_BTCHW = frames_BTHWC.permute(0, 1, 4, 2, 3).contiguous().float().div_(255)
+    # Plain numbers: tensors of them would be copied to the device, which then waits, in every step.
+    for colour, (mean, std) in enumerate(zip(PIXEL_MEAN, PIXEL_STD, strict=True)):
+        video_BTCHW[:, :, colour].sub_(mean).div_(std)
+    return video_BTCHW.to(dtype)
 
 
 def crop_outside_black(frames_BTHWC: Tensor, boxes_B4: Tensor, patch_size: int) -> Tensor:

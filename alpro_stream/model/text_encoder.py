@@ -1,17 +1,21 @@
 """Text encoder and multimodal encoder: the lower and the upper half of one BERT (paper, section 3.1).
 
-Legend: B texts, L tokens, D width, N video tokens, S = L + N, V vocabulary.
+Legend: B texts, L tokens, D width, N video tokens, S = L + N, V vocabulary, Q tokens that are asked for.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError
+from alpro_stream.model.checkpointing import run_block
 from alpro_stream.model.precision import initialise_weights
 
 LAYER_NORM_EPS = 1e-12
@@ -72,6 +76,8 @@ class TextEncoder(nn.Module):
         bert = config.bert_config(vocab_size)
         self.embeddings = BertEmbeddings(bert)
         self.layers = nn.ModuleList(BertLayer(bert) for _ in range(config.num_layers))
+        self.checkpointing = False
+        """Whether layers are computed again in the backward pass; see `alpro_stream.model.checkpointing`."""
         self.apply(initialise_weights)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -91,8 +97,19 @@ class TextEncoder(nn.Module):
         text_BLD: Tensor = self.embeddings(ids_BL)
         scores_B11L = attention_scores(mask_BL, text_BLD.dtype)
         for layer in self.layers:
-            text_BLD = layer(text_BLD, scores_B11L)
+            text_BLD = run_block(layer, self.checkpointing, text_BLD, scores_B11L)
         return text_BLD
+
+
+@dataclass(frozen=True)
+class Fusing:
+    """Pairs of text and video before the last multimodal layer, which computes only what is asked for."""
+
+    tokens_BSD: Tensor
+    scores_B11S: Tensor
+
+    def __getitem__(self, rows: slice) -> "Fusing":
+        return Fusing(self.tokens_BSD[rows], self.scores_B11S[rows])
 
 
 class MultimodalEncoder(nn.Module):
@@ -102,20 +119,67 @@ class MultimodalEncoder(nn.Module):
         super().__init__()
         bert = config.bert_config(vocab_size)
         self.layers = nn.ModuleList(BertLayer(bert) for _ in range(config.num_multimodal_layers))
+        self.checkpointing = False
+        """Whether layers are computed again in the backward pass; see `alpro_stream.model.checkpointing`."""
         self.apply(initialise_weights)
 
-    def forward(self, text_BLD: Tensor, mask_BL: Tensor, video_BND: Tensor) -> Tensor:
+    def forward(self, text_BLD: Tensor, mask_BL: Tensor, video_BND: Tensor, num_tokens: int | None = None) -> Tensor:
         """Fuses the output of the text encoder with that of the video encoder.
 
+        Args:
+            text_BLD: from the text encoder.
+            mask_BL: 1 (or True) on tokens and 0 on padding; video is never masked.
+            video_BND: from the video encoder.
+            num_tokens: Q, how many tokens at the front are wanted: 1 for CLS alone. None for all.
+
         Returns:
-            fused_BSD: the text tokens, then the video tokens; video is never masked.
+            fused_BQD: the text tokens, then the video tokens.
         """
-        fused_BSD = torch.cat([text_BLD, video_BND], dim=1)
+        return self.finish(self.begin(text_BLD, mask_BL, video_BND), num_tokens)
+
+    def begin(self, text_BLD: Tensor, mask_BL: Tensor, video_BND: Tensor) -> Fusing:
+        """All layers but the last; its rows may then be finished each in its own way."""
+        tokens_BSD = torch.cat([text_BLD, video_BND], dim=1)
         mask_BS = torch.cat([mask_BL, mask_BL.new_ones(video_BND.shape[:2])], dim=1)
-        scores_B11S = attention_scores(mask_BS, fused_BSD.dtype)
-        for layer in self.layers:
-            fused_BSD = layer(fused_BSD, scores_B11S)
-        return fused_BSD
+        scores_B11S = attention_scores(mask_BS, tokens_BSD.dtype)
+        for layer in self.layers[:-1]:
+            tokens_BSD = run_block(layer, self.checkpointing, tokens_BSD, scores_B11S)
+        return Fusing(tokens_BSD, scores_B11S)
+
+    def finish(self, fusing: Fusing, num_tokens: int | None = None) -> Tensor:
+        """The last layer, for the first `num_tokens` tokens (all if None); fused_BQD.
+
+        The other tokens are still read, but nothing else is computed for them: about five sixths of a layer.
+        """
+        layer = self.layers[-1]
+        fused_BQD: Tensor
+        if num_tokens is None:
+            fused_BQD = run_block(layer, self.checkpointing, fusing.tokens_BSD, fusing.scores_B11S)
+            return fused_BQD
+        fused_BQD = run_block(
+            _first_tokens, self.checkpointing, layer, fusing.tokens_BSD, fusing.scores_B11S, num_tokens
+        )
+        return fused_BQD
+
+
+def _first_tokens(layer: Any, tokens_BSD: Tensor, scores_B11S: Tensor, num_tokens: int) -> Tensor:
+    """Output of a `BertLayer` for the tokens at the front, from the layer's own parts."""
+    attention, asking_BQD = layer.attention, tokens_BSD[:, :num_tokens]
+    heads = attention.self.num_attention_heads
+    query = _split_heads(attention.self.query(asking_BQD), heads)
+    key = _split_heads(attention.self.key(tokens_BSD), heads)
+    value = _split_heads(attention.self.value(tokens_BSD), heads)
+    dropout = attention.self.dropout.p if layer.training else 0.0
+    mixed = scaled_dot_product_attention(query, key, value, scores_B11S.to(query.dtype), dropout)
+    attended_BQD = attention.output(mixed.transpose(1, 2).flatten(2), asking_BQD)
+    fused_BQD: Tensor = layer.output(layer.intermediate(attended_BQD), attended_BQD)
+    return fused_BQD
+
+
+def _split_heads(tokens_BSD: Tensor, num_heads: int) -> Tensor:
+    """(B, heads, S, D / heads)."""
+    batch, length, _ = tokens_BSD.shape
+    return tokens_BSD.view(batch, length, num_heads, -1).transpose(1, 2)
 
 
 class MlmHead(nn.Module):

@@ -1,16 +1,21 @@
 """Video encoder: TimeSformer with divided space-time attention (Bertasius et al. 2021, section 4.3).
 
-Legend: B clips, T frames, C colours, H W pixels, P patches of a frame, D width, N = 1 + P, R rows, S tokens.
+Legend: B clips, T frames, C colours, H W pixels, P patches of a frame, D width, N = 1 + P, R rows, S tokens,
+Q tokens that ask.
 """
+
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError
+from alpro_stream.model.checkpointing import run_block
 from alpro_stream.model.precision import initialise_weights, truncated_normal
 
 LAYER_NORM_EPS = 1e-6
@@ -35,6 +40,10 @@ class VideoEncoderConfig(Config):
     """Hidden width of a block's MLP over `width`."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth of the last block; rises linearly from 0 over the blocks."""
+    still: Literal["repeat", "once"] = "repeat"
+    """An image is a clip of one frame. `repeat` reads it as a clip of equal frames, as published; `once` encodes it as
+    one frame with the mean of the time embeddings, which costs `num_frames` times less. The two are equal while the
+    model ignores time, as a fresh one does, and differ afterwards: keep one of them for the life of a model."""
     pretrained: str | None = None
     """ViT to start from: a timm model name, or a local .safetensors or .pth file; null starts at random."""
 
@@ -68,9 +77,11 @@ class VideoEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.grid**2, width))
         self.time_embed = nn.Parameter(torch.empty(1, config.num_frames, width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(SpaceTimeBlock(width, config.num_heads, config.mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.checkpointing = False
+        """Whether blocks are computed again in the backward pass; see `alpro_stream.model.checkpointing`."""
         self.apply(initialise_weights)
         truncated_normal(self.cls_token)
         truncated_normal(self.pos_embed)
@@ -85,10 +96,10 @@ class VideoEncoder(nn.Module):
             block.start_time_as_identity()
 
     def forward(self, video_BTCHW: Tensor) -> Tensor:
-        """Encodes normalised clips.
+        """Encodes normalised clips, or images as clips of one frame (`VideoEncoderConfig.still`).
 
         Args:
-            video_BTCHW: pixels after `alpro_stream.model.pixels.normalise`.
+            video_BTCHW: pixels after `alpro_stream.model.pixels.normalise`; T is `num_frames`, or 1 for images.
 
         Returns:
             tokens_BND: CLS first, then the patches row by row.
@@ -96,30 +107,51 @@ class VideoEncoder(nn.Module):
         Raises:
             ConfigError: the clip has another size or number of frames than configured.
         """
-        self._check_shape(video_BTCHW)
-        patches_BTPD, cls_B1D = self.embed(video_BTCHW)
-        for block in self.blocks:
-            patches_BTPD, cls_B1D = block(patches_BTPD, cls_B1D)
+        patches_BTPD, cls_B1D = self._run(video_BTCHW, self.blocks)
         # Normalisation comes before the mean over frames, as in the published model; the two do not commute.
         return torch.cat([self.norm(cls_B1D), self.norm(patches_BTPD).mean(dim=1)], dim=1)
 
+    def forward_cls(self, video_BTCHW: Tensor) -> Tensor:
+        """The CLS token of `forward` alone, (B, D), for whoever compares features and fuses nothing.
+
+        The last block then computes of the patches only what CLS reads.
+        """
+        *blocks, last = self.blocks
+        assert isinstance(last, SpaceTimeBlock)
+        patches_BTPD, cls_B1D = self._run(video_BTCHW, blocks)
+        cls_B1D = last.forward_cls(patches_BTPD, cls_B1D)
+        cls_BD: Tensor = self.norm(cls_B1D)[:, 0]
+        return cls_BD
+
     def embed(self, video_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens with their position and time, and the CLS token, which has a position only."""
+        """Patch tokens with their position and time, and the CLS token, which has a position only.
+
+        The patches of an image are embedded once, and get the time of every frame by broadcasting.
+        """
         batch, frames = video_BTCHW.shape[:2]
         patches_RPD: Tensor = self.patch_embed(video_BTCHW.flatten(0, 1))
         patches_BTPD = patches_RPD.view(batch, frames, *patches_RPD.shape[1:])
-        patches_BTPD = patches_BTPD + self.pos_embed[:, None, 1:] + self.time_embed[:, :, None]
+        encoded_once = frames == 1 and self.config.still == "once"
+        time_1TD = self.time_embed.mean(dim=1, keepdim=True) if encoded_once else self.time_embed
+        patches_BTPD = patches_BTPD + self.pos_embed[:, None, 1:] + time_1TD[:, :, None]
         cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(len(video_BTCHW), -1, -1)
         return patches_BTPD, cls_B1D
 
+    def _run(self, video_BTCHW: Tensor, blocks: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
+        self._check_shape(video_BTCHW)
+        patches_BTPD, cls_B1D = self.embed(video_BTCHW)
+        for block in blocks:
+            patches_BTPD, cls_B1D = run_block(block, self.checkpointing, patches_BTPD, cls_B1D)
+        return patches_BTPD, cls_B1D
+
     def _check_shape(self, video_BTCHW: Tensor) -> None:
-        size = self.config.image_size
-        expected = (self.config.num_frames, 3, size, size)
-        if video_BTCHW.ndim != 5 or tuple(video_BTCHW.shape[1:]) != expected:
+        size, frames = self.config.image_size, self.config.num_frames
+        fits = video_BTCHW.ndim == 5 and video_BTCHW.shape[1] in (1, frames)
+        if not fits or tuple(video_BTCHW.shape[2:]) != (3, size, size):
             raise ConfigError(
-                f"the video encoder got clips of shape {tuple(video_BTCHW.shape)} and expects (batch, frames, "
-                f"colours, height, width) = (any, {', '.join(map(str, expected))}); make num_frames and "
-                "image_size of the model and of the data agree"
+                f"the video encoder got clips of shape {tuple(video_BTCHW.shape)} and expects (batch, frames, colours, "
+                f"height, width) = (any, {frames} or 1 for images, 3, {size}, {size}); make num_frames and image_size "
+                "of the model and of the data agree"
             )
 
 
@@ -151,25 +183,39 @@ class SpaceTimeBlock(nn.Module):
     def forward(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the patches and CLS after the three residual branches."""
         patches_BTPD = patches_BTPD + self.drop_path(self._over_time(patches_BTPD))
-        update_BTND = self.drop_path(self._over_space(patches_BTPD, cls_B1D))
+        tokens_RND = self._frames_with_cls(patches_BTPD, cls_B1D)
+        update_BTND = self.drop_path(self.attn(tokens_RND).view(*patches_BTPD.shape[:2], *tokens_RND.shape[1:]))
         patches_BTPD = patches_BTPD + update_BTND[:, :, 1:]
         cls_B1D = cls_B1D + update_BTND[:, :, :1].mean(dim=1)
         tokens_BSD = torch.cat([cls_B1D, patches_BTPD.flatten(1, 2)], dim=1)
         tokens_BSD = tokens_BSD + self.drop_path(self.mlp(self.norm2(tokens_BSD)))
         return tokens_BSD[:, 1:].view_as(patches_BTPD), tokens_BSD[:, :1]
 
+    def forward_cls(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> Tensor:
+        """CLS of `forward` alone: in space only CLS asks, and only CLS goes through the MLP."""
+        patches_BTPD = patches_BTPD + self.drop_path(self._over_time(patches_BTPD))
+        tokens_RND = self._frames_with_cls(patches_BTPD, cls_B1D)
+        update_BT1D = self.drop_path(self.attn(tokens_RND, num_asking=1).view(*patches_BTPD.shape[:2], 1, -1))
+        cls_B1D = cls_B1D + update_BT1D.mean(dim=1)
+        after: Tensor = cls_B1D + self.drop_path(self.mlp(self.norm2(cls_B1D)))
+        return after
+
     def _over_time(self, patches_BTPD: Tensor) -> Tensor:
         batch, frames, patches, width = patches_BTPD.shape
         frames_RTD = self.temporal_norm1(patches_BTPD).transpose(1, 2).flatten(0, 1)
-        update_RTD: Tensor = self.temporal_fc(self.temporal_attn(frames_RTD))
+        mixed_RTD = self.temporal_attn.mix(frames_RTD)
+        # Nothing lies between the two projections: one product of the small matrices saves one over all tokens.
+        inner, outer = self.temporal_attn.proj, self.temporal_fc
+        bias = linear(inner.bias, outer.weight, outer.bias)
+        update_RTD = linear(mixed_RTD, outer.weight @ inner.weight, bias)
         return update_RTD.view(batch, patches, frames, width).transpose(1, 2)
 
-    def _over_space(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> Tensor:
-        batch, frames, patches, width = patches_BTPD.shape
+    def _frames_with_cls(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> Tensor:
+        """Rows of one frame each, normalised, with a copy of CLS at the front."""
+        frames = patches_BTPD.shape[1]
         cls_BT1D = cls_B1D[:, None].expand(-1, frames, -1, -1)
-        tokens_RND = torch.cat([cls_BT1D, patches_BTPD], dim=2).flatten(0, 1)
-        update_RND: Tensor = self.attn(self.norm1(tokens_RND))
-        return update_RND.view(batch, frames, 1 + patches, width)
+        tokens_RND: Tensor = self.norm1(torch.cat([cls_BT1D, patches_BTPD], dim=2).flatten(0, 1))
+        return tokens_RND
 
 
 class SelfAttention(nn.Module):
@@ -181,11 +227,29 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens_RSD: Tensor) -> Tensor:
-        """Every token of a row attends to all tokens of that row."""
-        rows, length, _ = tokens_RSD.shape
-        qkv: Tensor = self.qkv(tokens_RSD).view(rows, length, 3, self.num_heads, -1)  # the last: D / heads
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query, key, value)  # R, heads, S, D / heads
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return projected
+    def forward(self, tokens_RSD: Tensor, num_asking: int | None = None) -> Tensor:
+        """Every token of a row attends to all tokens of that row; projected_RQD.
+
+        Args:
+            tokens_RSD: rows of tokens.
+            num_asking: Q, how many tokens at the front of a row are computed; None for all of them.
+        """
+        projected_RQD: Tensor = self.proj(self.mix(tokens_RSD, num_asking))
+        return projected_RQD
+
+    def mix(self, tokens_RSD: Tensor, num_asking: int | None = None) -> Tensor:
+        """What the tokens read from each other, before the output projection; (R, Q, D)."""
+        if num_asking is None:
+            query, key, value = self._heads(self.qkv(tokens_RSD), 3)
+        else:
+            width = self.proj.in_features
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (query,) = self._heads(linear(tokens_RSD[:, :num_asking], weight[:width], bias[:width]), 1)
+            key, value = self._heads(linear(tokens_RSD, weight[width:], bias[width:]), 2)
+        mixed = scaled_dot_product_attention(query, key, value)  # R, heads, Q, D / heads
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _heads(self, joined: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Cuts (R, S, count x D) into `count` tensors of shape (R, heads, S, D / heads)."""
+        rows, length, _ = joined.shape
+        return joined.view(rows, length, count, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)

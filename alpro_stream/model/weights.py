@@ -1,86 +1,63 @@
-"""Reading and writing weights: pretrained ViT and BERT to start from, and the project's own safetensors files."""
+"""Weights to start from: a ViT, a TimeSformer, a BERT."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from alpro_stream.errors import CheckpointError
-from alpro_stream.model.alpro import Alpro, DualEncoder
+from alpro_stream.model.alpro import AlproModel, DualEncoder
+from alpro_stream.model.loading import LoadReport, load_by_name
 from alpro_stream.model.text_encoder import MlmHead, MultimodalEncoder, TextEncoder
 from alpro_stream.model.video_encoder import VideoEncoder
+from alpro_stream.model.weight_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN = 3
-"""Parameter names that an error spells out before it counts the rest."""
 
-
-@dataclass(frozen=True)
-class StartReport:
-    """What a pretrained model gave to ours."""
-
-    source: str
-    """The timm or hub name, or the file or folder."""
-    loaded: tuple[str, ...]
-    """Our parameters that were read."""
-    missing: tuple[str, ...]
-    """Our parameters that the source does not have; they keep their fresh values."""
-    unused: tuple[str, ...]
-    """Parameters of the source that we have no place for."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.source}: {len(self.loaded)} parameters read, {len(self.missing)} start fresh "
-            f"({_some(self.missing)}), {len(self.unused)} of the source unused ({_some(self.unused)})"
-        )
-
-
-def start_from_pretrained(model: Alpro | DualEncoder) -> list[StartReport]:
-    """Reads the ViT and the BERT that the model's configuration names, and logs what was read.
+def start_from_pretrained(model: AlproModel | DualEncoder) -> list[LoadReport]:
+    """Reads the ViT (or TimeSformer) and the BERT that the model's configuration names, and logs what was read.
 
     Raises:
         CheckpointError: a source is not there, or its sizes are not those of the model.
     """
-    dual = model.dual if isinstance(model, Alpro) else model
+    dual = model.dual if isinstance(model, AlproModel) else model
     reports = []
     if source := dual.config.video.pretrained:
         reports.append(start_video_from_vit(dual.video_encoder, source))
     if source := dual.config.text.pretrained:
-        upper = (model.multimodal, model.mlm_head) if isinstance(model, Alpro) else (None, None)
+        upper = (model.multimodal, model.mlm_head) if isinstance(model, AlproModel) else (None, None)
         reports.append(start_text_from_bert(dual.text_encoder, source, *upper))
     for report in reports:
         logger.info("%s", report)
     return reports
 
 
-def start_video_from_vit(encoder: VideoEncoder, source: str) -> StartReport:
-    """Makes the video encoder equal to an image ViT, run frame by frame.
+def start_video_from_vit(encoder: VideoEncoder, source: str) -> LoadReport:
+    """Starts the video encoder from an image ViT, or from a whole TimeSformer.
 
-    The temporal attention and norm copy the spatial ones, their output projection and the time embedding are
-    zero. Position embeddings of another grid are resized in two dimensions (bicubic).
+    After a ViT the encoder equals it, run frame by frame: the temporal attention and norm copy the spatial ones,
+    their output projection and the time embedding are zero. Position and time embeddings are resized
+    (`alpro_stream.model.loading`).
 
     Args:
         encoder: changed in place.
-        source: a timm model name, or a local .safetensors or .pth file of such a model.
+        source: a timm model name, or a local .safetensors or .pth file of such a model, or a .pyth file of
+            facebookresearch/TimeSformer.
 
     Raises:
         CheckpointError: neither a file nor a timm model, a parameter is missing, or a size differs.
     """
     found = _read_vit(source)
-    if "pos_embed" in found:
-        grid = encoder.config.grid
-        found["pos_embed"] = resample_abs_pos_embed(found["pos_embed"], [grid, grid], num_prefix_tokens=1)
-    names = [name for name in encoder.state_dict() if "time_embed" not in name and "temporal_" not in name]
-    report = _copy(encoder, found, {name: name for name in names}, source)
+    own = encoder.state_dict()
+    skipped = [name for name in found if _is_above(name, len(encoder.blocks))]
+    used = {name: tensor for name, tensor in found.items() if name not in skipped}
+    if "time_embed" in found:
+        return load_by_name(encoder, used, source, skipped=skipped)
+    temporal = [name for name in own if "time_embed" in name or "temporal_" in name]
+    report = load_by_name(encoder, used, source, skipped=skipped, fresh=temporal)
     encoder.start_time_as_identity()
     return report
 
@@ -90,7 +67,7 @@ def start_text_from_bert(
     source: str,
     multimodal: MultimodalEncoder | None = None,
     mlm_head: MlmHead | None = None,
-) -> StartReport:
+) -> LoadReport:
     """Starts the text halves from a BERT: its first layers below, the following ones above.
 
     The head for masked tokens is read where the source has one; else it keeps its fresh values.
@@ -105,8 +82,8 @@ def start_text_from_bert(
         CheckpointError: not a BERT, too few layers, or a size differs.
     """
     found = _read_bert(source)
-    ours = nn.ModuleDict({"text": text})
-    names = {f"text.{name}": f"bert.{name}" for name in text.state_dict()}
+    ours = nn.ModuleDict({"text_encoder": text})
+    names = {f"text_encoder.{name}": f"bert.{name}" for name in text.state_dict()}
     if multimodal is not None:
         ours["multimodal"] = multimodal
         names |= {f"multimodal.{name}": f"bert.{name}" for name in multimodal.state_dict()}
@@ -115,79 +92,39 @@ def start_text_from_bert(
         ours["mlm_head"] = mlm_head
         if "cls.predictions.bias" in found:
             names |= _mlm_names()
-    return _copy(ours, found, names, source)
-
-
-def save_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
-    """Writes the parameters of a model by name, such as its `state_dict`, as safetensors."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in parameters.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Reads a file of `save_weights`; the names and shapes must be exactly those of the model.
-
-    Raises:
-        CheckpointError: no such file, not safetensors, or a parameter that is missing, unknown or of another
-            shape; the message names it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"no such weights file: {path}")
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    expected = model.state_dict()
-    if unknown := sorted(found.keys() - expected.keys()):
-        raise CheckpointError(
-            f"{path}: the model has no place for {_some(unknown)}; load it into the kind of model it was saved from"
-        )
-    _copy(model, found, {name: name for name in expected}, str(path))
-
-
-@torch.no_grad()
-def _copy(model: nn.Module, found: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> StartReport:
-    """Copies `found[names[own]]` to each own parameter; all is checked before anything is changed."""
-    own = model.state_dict()
     if absent := [theirs for theirs in names.values() if theirs not in found]:
-        raise CheckpointError(
-            f"{source}: {_some(absent)} not in it; use weights of a model with the configured number of layers"
-        )
-    for name, theirs in names.items():
-        if own[name].shape != found[theirs].shape:
-            raise CheckpointError(
-                f"{source}: {theirs} has shape {tuple(found[theirs].shape)} and the model expects "
-                f"{tuple(own[name].shape)} for {name}; set the model's sizes (or its tokenizer) to those of "
-                "the weights, or use other weights"
-            )
-    for name, theirs in names.items():
-        own[name].copy_(found[theirs])
-    return StartReport(
-        source,
-        loaded=tuple(names),
-        missing=tuple(name for name in own if name not in names),
-        unused=tuple(sorted(found.keys() - set(names.values()))),
-    )
+        raise CheckpointError(f"{source} has no {absent[0]}; use a BERT with at least the configured number of layers")
+    taken = {own: found[theirs] for own, theirs in names.items()}
+    skipped = found.keys() - set(names.values())
+    return load_by_name(ours, taken, source, skipped=skipped, fresh=("mlm_head",))
 
 
 def _read_vit(source: str) -> dict[str, Tensor]:
-    try:
-        if Path(source).is_file():
-            found: dict[str, Tensor] = timm.models.load_state_dict(source)
-            return found
-        if timm.is_model(source) or source.startswith(("hf-hub:", "hf_hub:")):
+    if Path(source).is_file():
+        found = read_tensors(Path(source))
+        # TimeSformer's own files hold the network inside a wrapper module.
+        prefix = "model."
+        return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    if timm.is_model(source) or source.startswith(("hf-hub:", "hf_hub:")):
+        try:
             return dict(timm.create_model(source, pretrained=True).state_dict())
-    except Exception as error:  # timm, the hub client and the unpickler have no common base of their errors
-        raise CheckpointError(f"{source}: cannot read this ViT: {error}") from error
+        except Exception as error:  # timm and the hub client have no common base of their errors
+            raise CheckpointError(f"{source}: cannot read this ViT: {error}") from error
     raise CheckpointError(
         f"{source}: neither a file nor a model that timm knows; give the path of a .safetensors or .pth file, "
         "or a name such as vit_base_patch16_224"
     )
 
 
+def _is_above(name: str, depth: int) -> bool:
+    """Whether a ViT's parameter belongs to its classifier, or to a block after our last one."""
+    first, _, rest = name.partition(".")
+    return first in ("head", "pre_logits") or (first == "blocks" and int(rest.partition(".")[0]) >= depth)
+
+
 def _read_bert(source: str) -> dict[str, Tensor]:
     try:
-        model, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        model, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True, weights_only=True)
     except Exception as error:  # transformers and the hub client have no common base of their errors
         raise CheckpointError(
             f"{source}: cannot read this BERT: {error}; give a local folder with config.json and "
@@ -214,9 +151,3 @@ def _mlm_names() -> dict[str, str]:
         for leaf in ("weight", "bias")
     }
     return names | {"mlm_head.bias": "cls.predictions.bias"}
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(names[:NAMES_SHOWN]) or "none"
-    return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")

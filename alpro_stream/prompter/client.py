@@ -79,7 +79,7 @@ class PrompterClient:
 
     Args:
         make_labeller: builds the labeller in the process; picklable.
-        frames_shape: (B, T, H, W, C) of this rank's batches.
+        frames_shape: (B, T, H, W, C) of this rank's largest batches, those of videos.
         num_entities: M.
         config: lookahead, threads and deadline.
         log: file for what the process prints.
@@ -131,11 +131,12 @@ class PrompterClient:
             raise PrompterError(f"{num_slots} batches are pending; collect one before submitting another")
         self._submitted += 1
         slot = self._submitted % num_slots
-        self._buffers.frames_SBTHWC[slot, : len(batch)] = batch.frames_BTHWC
+        num_frames = batch.frames_BTHWC.shape[1]  # One of an image.
+        self._buffers.frames_SBTHWC[slot, : len(batch), :num_frames] = batch.frames_BTHWC
         self._buffers.boxes_SB4[slot, : len(batch)] = batch.boxes_B4
         self._pending.append(_Pending(self._submitted, slot, batch.step))
         try:
-            self._pipe.send((self._submitted, slot, len(batch), batch.kind))
+            self._pipe.send((self._submitted, slot, len(batch), num_frames, batch.kind))
         except OSError as error:
             raise self._death(f"the batch of step {batch.step} was handed over") from error
 

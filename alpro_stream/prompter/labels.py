@@ -42,7 +42,7 @@ class Labeller:
     def __call__(self, frames_BTHWC: Tensor, boxes_B4: Tensor, kind: Kind) -> SoftLabels:
         """Labels of the crops of a batch; frames are uint8, boxes in patches."""
         crops = crop_outside_black(frames_BTHWC, boxes_B4, self._patch_size)
-        _, feature_BE = self._encoder.encode_video(normalise(crops))
+        feature_BE = self._encoder.video_feature(normalise(crops))
         similarity_BM = entity_similarity(feature_BE, self._banks[kind], self._encoder.temperature())
         q_BM = similarity_BM.softmax(dim=1)
         labels_BM, keep_B = keep_and_renormalise(q_BM, similarity_BM, self._config.ignore, self._config.threshold)

@@ -2,7 +2,7 @@
 
 Protocol, over one pipe (sequence numbers rise by one, a slot is reused only after its answer was taken):
 
-    trainer -> service   (sequence, slot, number of samples, kind), or None to end
+    trainer -> service   (sequence, slot, number of samples, of frames, kind), or None to end
     service -> trainer   ("ready", pid), then ("done", sequence, seconds) or ("failed", traceback)
 """
 
@@ -62,9 +62,9 @@ def serve(
         labeller = make_labeller()
         pipe.send(("ready", os.getpid()))
         while (request := pipe.recv()) is not None:
-            sequence, slot, size, kind = request
+            sequence, slot, size, num_frames, kind = request
             started = time.perf_counter()
-            frames_BTHWC = buffers.frames_SBTHWC[slot, :size].to(labeller.device)
+            frames_BTHWC = buffers.frames_SBTHWC[slot, :size, :num_frames].to(labeller.device)
             labels = labeller(frames_BTHWC, buffers.boxes_SB4[slot, :size].to(labeller.device), kind)
             buffers.labels_SBM[slot, :size] = labels.labels_BM.cpu()
             buffers.keep_SB[slot, :size] = labels.keep_B.cpu()

@@ -1,4 +1,4 @@
-"""One rank's part of a global batch. Tensors: B samples, T frames, H, W pixels, L tokens."""
+"""One rank's part of a global batch. Tensors: B samples, T frames, H, W pixels, L tokens, N samples of a lane."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -19,7 +19,7 @@ class Batch:
         num_lanes: lanes of this batch; each has B / num_lanes samples, next to each other.
         keys: sample keys.
         captions: the chosen caption of each sample.
-        frames_BTHWC: uint8 RGB.
+        frames_BTHWC: uint8 RGB; T is 1 for images.
         ids_BL: token ids, int64.
         mask_BL: attention mask, int64, 1 = token.
         mlm_ids_BL: token ids with some hidden.
@@ -27,6 +27,8 @@ class Batch:
         boxes_B4: PEM's crop: top, left, height, width in patches, int64.
         video_id_B: equal for the same video.
         text_id_B: equal for the same words.
+        noise_B2N: for the race of hard negatives among the samples of a lane, exponential with rate 1: of the videos
+            for this text, then of the texts for this video.
     """
 
     step: int
@@ -44,11 +46,14 @@ class Batch:
     boxes_B4: Tensor
     video_id_B: Tensor
     text_id_B: Tensor
+    noise_B2N: Tensor
 
     def __post_init__(self) -> None:
         size, length = len(self.keys), self.ids_BL.shape[1]
         if len(self.captions) != size:
             raise ValueError(f"Batch.captions has {len(self.captions)} entries for {size} keys")
+        if size % self.num_lanes:
+            raise ValueError(f"{size} samples are not a whole number for each of {self.num_lanes} lanes")
         expected = {
             "ids_BL": (size, length),
             "mask_BL": (size, length),
@@ -57,6 +62,7 @@ class Batch:
             "boxes_B4": (size, 4),
             "video_id_B": (size,),
             "text_id_B": (size,),
+            "noise_B2N": (size, 2, size // self.num_lanes),
         }
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
@@ -66,8 +72,6 @@ class Batch:
             raise ValueError(f"Batch.frames_BTHWC has shape {tuple(self.frames_BTHWC.shape)}, expected (B, T, H, W, 3)")
         if self.frames_BTHWC.dtype != torch.uint8:
             raise ValueError(f"Batch.frames_BTHWC is {self.frames_BTHWC.dtype}, expected uint8")
-        if size % self.num_lanes:
-            raise ValueError(f"{size} samples are not a whole number for each of {self.num_lanes} lanes")
 
     def __len__(self) -> int:
         return len(self.keys)

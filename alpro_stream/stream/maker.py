@@ -12,6 +12,7 @@ from pydantic import Field
 from alpro_stream.config import Config
 from alpro_stream.errors import DataError
 from alpro_stream.shards.sample import SampleMetadata
+from alpro_stream.stream.augment import RECIPES, augment, draw_operations
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.crops import black_outside, pem_crop_box, random_window
 from alpro_stream.stream.decode import WHOLE_FRAME, DecodeConfig, FrameDecoder, FrameRequest, decoder_name
@@ -43,6 +44,9 @@ class StreamConfig(Config):
     """Side of the random window over that of the stored frame; published: 224 of 256."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Mirrors all frames of a clip; captions that say left or right then no longer hold."""
+    augment: bool = False
+    """The published random operations (`alpro_stream.stream.augment`), the same for all frames of a clip. Mirroring is
+    one of them for videos, which `flip_probability` then leaves alone."""
     crop_only_probability: float = Field(default=0.0, ge=0, le=1)
     """Share of the samples of which only PEM's crop is shown, black around it, as a frozen prompter is asked later.
     0 as published; a prompter trained on few clips finds such pictures foreign, and names the same entities for all."""
@@ -117,14 +121,17 @@ class BatchMaker:
                 "each; shard its data set again"
             )
         identity = (self.config.seed, source.name, pass_index, metadata.key)
-        chosen = choose_frames(len(stored), self.num_frames, self.config.frames, Draws("frames", *identity))
-        # A frame that is taken several times (an image, a short clip) is read and decoded once.
+        # An image is one frame, whatever the model's number of frames: it is repeated as a view, by the encoder.
+        num_frames = 1 if source.kind == "image" else self.num_frames
+        chosen = choose_frames(len(stored), num_frames, self.config.frames, Draws("frames", *identity))
+        # A frame that is taken several times (of a short clip) is read and decoded once.
         distinct, positions = np.unique(chosen, return_inverse=True)
         jpegs = source.reader.read(name, slot, [stored[index] for index in distinct])
         window = WHOLE_FRAME
         if self.config.crop_scale < 1:
             window = random_window(source.stored_size, self.config.crop_scale, Draws("crop", *identity))
-        flip = bool(Draws("flip", *identity).uniform(1)[0] < self.config.flip_probability)
+        flips_itself = self.config.augment and source.kind == "video"
+        flip = not flips_itself and bool(Draws("flip", *identity).uniform(1)[0] < self.config.flip_probability)
         caption = metadata.captions[Draws("caption", *identity).integer(len(metadata.captions))]
         requests = tuple(FrameRequest(jpeg, window, flip) for jpeg in jpegs)
         return _Sample(place, identity, metadata, caption, requests, positions)
@@ -137,6 +144,8 @@ class BatchMaker:
         clips, start = [], 0
         for sample in samples:
             own = decoded[start : start + len(sample.requests)]
+            if self.config.augment:
+                own = augment(own, draw_operations(RECIPES[sample.metadata.kind], Draws("augment", *sample.identity)))
             clips.append(own[torch.from_numpy(sample.positions).to(own.device)])
             start += len(sample.requests)
         return torch.stack(clips)
@@ -190,6 +199,7 @@ class BatchMaker:
             boxes_B4=torch.from_numpy(np.stack(boxes)),
             video_id_B=_identities(f"{source.name}\x1f{sample.metadata.key}" for sample in samples),
             text_id_B=_identities(caption.casefold().strip() for caption in captions),
+            noise_B2N=negative_noise(self.config.seed, step, lanes, len(samples) // len(lanes)),
         )
 
 
@@ -203,6 +213,19 @@ class _Sample:
     caption: str
     requests: tuple[FrameRequest, ...]
     positions: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def negative_noise(seed: int, step: int, lanes: range, size: int) -> torch.Tensor:
+    """`Batch.noise_B2N` of these lanes, drawn per (seed, step, lane).
+
+    Args:
+        seed: of the run.
+        step: position in the run.
+        lanes: numbers of the lanes.
+        size: samples of a lane.
+    """
+    draws = [Draws("negatives", seed, step, lane).exponential(2, size, size) for lane in lanes]
+    return torch.from_numpy(np.concatenate(draws, axis=1).swapaxes(0, 1).astype(np.float32))
 
 
 def _describe(source: Source, mix: Mix) -> dict[str, Any]:

@@ -4,10 +4,10 @@
 
     RUN/checkpoints/step-000120/
         engine/            parameters and optimizer state, as DeepSpeed writes them
-        model.safetensors  the model alone, for anything that is not this run
+        config.json, model.safetensors, tokenizer/
+                           the model alone, for anything that is not this run (`alpro_stream.model.folder`)
         config.yaml        the resolved configuration
-        state.json         cursor, fingerprint of the data, entities, prompter, versions
-        tokenizer/         so that the checkpoint can be used by itself
+        state.json         cursor, fingerprint of the data, prompter, versions
         COMPLETE           written last
 """
 
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from alpro_stream.errors import AlproError, CheckpointError
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.train.distributed import World
 
-FORMAT_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 2
+STATE_FILE = "state.json"
 _COMPLETE = "COMPLETE"
 _NAME = re.compile(r"step-(\d+)")
 
@@ -132,7 +133,7 @@ def latest_checkpoint(path: Path) -> Path:
         return path
     found = complete_checkpoints(path)
     if not found:
-        what = "a checkpoint that was not finished" if (path / "state.json").is_file() else "no complete checkpoint"
+        what = "a checkpoint that was not finished" if (path / STATE_FILE).is_file() else "no complete checkpoint"
         raise CheckpointError(f"{path} holds {what}; give the directory of a run or of a checkpoint (`alpro train`)")
     return found[-1]
 
@@ -142,7 +143,7 @@ def write_state(directory: Path, state: dict[str, Any]) -> None:
     digest = file_digest(directory / WEIGHTS_FILE)
     values = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **state}
     text = json.dumps(values, indent=1, ensure_ascii=False)
-    (directory / "state.json").write_text(text + "\n", encoding="utf-8")
+    (directory / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged or of another format.
     """
-    path = directory / "state.json"
+    path = directory / STATE_FILE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

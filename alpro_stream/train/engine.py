@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from alpro_stream.config import Config
@@ -39,6 +39,19 @@ class EngineConfig(Config):
     """Parts in which a rank computes its share of the global batch, cut between lanes."""
     num_threads: int | None = Field(default=None, ge=1)
     """torch's threads on each rank; null leaves torch's own choice."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the encoders' blocks and compute the blocks again in the backward pass: less memory for
+    about a third more time; same values, same gradients."""
+    compile: bool = False
+    """torch.compile; the first steps then take minutes. Not with ZeRO 3, whose parameters come and go."""
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile does not work with zero_stage 3, whose parameters come and go; use zero_stage 0-2"
+            )
+        return self
 
 
 class OptimizerConfig(Config):
@@ -51,7 +64,7 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the moments."""
     eps: float = 1e-6
-    """Added to the root of the second moment."""
+    """Added to the root of the bias-corrected second moment; the authors add it before the correction."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """Not applied to biases, LayerNorm and other one-dimensional parameters."""
     max_grad_norm: float = Field(default=20.0, gt=0)

@@ -1,102 +1,139 @@
-"""A trained model from its checkpoint, for whoever is not the run that wrote it."""
+"""A trained model, from whatever holds one: for whoever is not the run that wrote it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from alpro_stream.config import validate
 from alpro_stream.errors import CheckpointError
 from alpro_stream.losses.pem import PemConfig
-from alpro_stream.model.alpro import Alpro, DualEncoder, ModelConfig
-from alpro_stream.model.weights import load_weights
+from alpro_stream.model.alpro import AlproModel, DualEncoder
+from alpro_stream.model.folder import (
+    CONFIG_FILE,
+    LoadedModel,
+    ModelDescription,
+    check_vocabulary,
+    read_description,
+    read_model,
+    read_tokenizer,
+)
+from alpro_stream.model.foreign import open_foreign
+from alpro_stream.model.loading import LoadReport, load_by_name
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.prompter.bank import bank_path, load_bank, write_bank
 from alpro_stream.prompter.labels import Labeller
 from alpro_stream.stream.text import Tokenizer
-from alpro_stream.train.checkpoint import WEIGHTS_FILE, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import STATE_FILE, file_digest, latest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_HEADS = ("vtm_head", "mlm_head", "pem_head", "answer_head")
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds for use.
-
-    Attributes:
-        path: the checkpoint.
-        config: sizes of the model.
-        model: `Alpro`, or `DualEncoder` when the run trained a prompter; in evaluation mode.
-        tokenizer: as in training.
-        entities: in the order of the PEM head's outputs; empty for a prompter.
-        state: all of state.json.
-    """
+class Trained(LoadedModel):
+    """A loaded model and the folder it came from."""
 
     path: Path
-    config: ModelConfig
-    model: Alpro | DualEncoder
-    tokenizer: Tokenizer
-    entities: tuple[str, ...]
-    state: dict[str, Any]
 
     @property
-    def dual(self) -> DualEncoder:
-        """The two encoders with their projections, whatever was trained."""
-        return self.model.dual if isinstance(self.model, Alpro) else self.model
+    def weights_sha256(self) -> str:
+        """Digest of the file of weights."""
+        return file_digest(self.path / WEIGHTS_FILE)
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder that a path means: an exported one itself, or the newest complete checkpoint of a run.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+    is_exported = (path / CONFIG_FILE).is_file() and not (path / STATE_FILE).is_file()
+    return path if is_exported else latest_checkpoint(path)
 
 
 def load_trained(path: Path, device: torch.device) -> Trained:
-    """Loads the newest complete checkpoint of a run, or the checkpoint given.
+    """Loads an exported model, the newest complete checkpoint of a run, or the checkpoint given; to evaluate it.
 
     Raises:
         CheckpointError: none is there, or its parts do not fit each other.
     """
-    checkpoint = latest_checkpoint(path)
-    state = read_state(checkpoint)
-    try:
-        config = validate(ModelConfig, state["model"], source=str(checkpoint / "state.json"))
-        task, num_tokens, vocab_size = state["task"], state["num_tokens"], state["vocab_size"]
-        entities = tuple(state["entities"])
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint / 'state.json'} has no {error}; it was not written by a run") from error
-    tokenizer = Tokenizer(str(checkpoint / "tokenizer"), num_tokens)
-    dual = DualEncoder(config, vocab_size)
-    model = dual if task == "prompter" else Alpro(config, vocab_size, len(entities))
-    load_weights(model, checkpoint / WEIGHTS_FILE)
-    return Trained(checkpoint, config, model.to(device).eval(), tokenizer, entities, state)
+    folder = model_folder(path)
+    loaded = read_model(folder)
+    return Trained(loaded.description, loaded.model.to(device), loaded.tokenizer, folder)
 
 
-def start_from_run(model: Alpro | DualEncoder, tokenizer: Tokenizer, source: Path) -> None:
-    """Gives a fresh model the two encoders of another run; the rest of it keeps its fresh weights.
+def start_from_trained(
+    model: AlproModel | DualEncoder, tokenizer: Tokenizer, entities: Sequence[str], source: Path
+) -> LoadReport:
+    """Gives a fresh model all that another one has for it; its other heads keep their fresh weights.
+
+    The entity head is taken only where both were trained for the same entities. Position and time embeddings are
+    resized.
+
+    Args:
+        model: changed in place.
+        tokenizer: of the model.
+        entities: of the model.
+        source: a run, a checkpoint, an exported model, or a file of the authors' or of LAVIS's.
 
     Raises:
-        CheckpointError: no run is there, its tokenizer is another one, or its encoders have other sizes.
+        CheckpointError: none is there, its tokenizer is another one, or its encoders have other sizes.
     """
-    trained = load_trained(source, torch.device("cpu"))
-    if trained.tokenizer.digest != tokenizer.digest:
-        raise CheckpointError(f"{trained.path} was trained with another tokenizer; give both runs the same one")
-    dual = model.dual if isinstance(model, Alpro) else model
-    theirs = trained.dual.state_dict()
-    for name, tensor in dual.state_dict().items():
-        if (shape := theirs[name].shape if name in theirs else None) != tensor.shape:
-            raise CheckpointError(
-                f"{trained.path} cannot start this model: {name} has the shape {tuple(shape or ())} there and "
-                f"{tuple(tensor.shape)} here; give both runs the same model"
-            )
-    dual.load_state_dict(theirs)
+    if source.is_file():
+        file = open_foreign(source)
+        check_vocabulary(tokenizer, file.vocab_size, str(source))
+        task = "prompter" if isinstance(model, DualEncoder) else file.task
+        found, skipped = file.parameters(task, model.config)
+        theirs: Sequence[str] = ()
+    else:
+        trained = load_trained(source, torch.device("cpu"))
+        if trained.tokenizer.digest != tokenizer.digest:
+            raise CheckpointError(f"{trained.path} was trained with another tokenizer; give both runs the same one")
+        found, skipped, theirs = dict(trained.model.state_dict()), [], trained.description.entities
+    found = _under_names_of(model, found)
+    own = model.state_dict()
+    if tuple(entities) != tuple(theirs):
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("pem_head")}
+    skipped += [name for name in found if name not in own]
+    found = {name: tensor for name, tensor in found.items() if name in own}
+    report = load_by_name(model, found, str(source), skipped=skipped, fresh=(*_HEADS, *_absent_encoder(found)))
+    logger.info("%s", report)
+    return report
 
 
 def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, device: torch.device) -> Path:
     """Path of the prompt bank of a prompter and a vocabulary; built on `device` when there is none yet."""
-    checkpoint = latest_checkpoint(checkpoint)
-    state = read_state(checkpoint)
-    tokenizer = Tokenizer(str(checkpoint / "tokenizer"), state["num_tokens"])
-    path = bank_path(directory, state["weights_sha256"], tokenizer, entities)
+    folder = model_folder(checkpoint)
+    tokenizer = read_tokenizer(folder, read_description(folder))
+    path = bank_path(directory, file_digest(folder / WEIGHTS_FILE), tokenizer, entities)
     if not path.is_file():
-        write_bank(load_trained(checkpoint, device).dual, tokenizer, entities, path)
+        write_bank(load_trained(folder, device).dual, tokenizer, entities, path)
     return path
 
 
 def load_labeller(checkpoint: Path, bank: Path, config: PemConfig, device: torch.device) -> Labeller:
     """The frozen prompter of a checkpoint with a stored bank; what the prompter process begins with."""
     trained = load_trained(checkpoint, device)
-    return Labeller(trained.dual, load_bank(bank), config, trained.config.video.patch_size)
+    return Labeller(trained.dual, load_bank(bank), config, trained.dual.config.video.patch_size)
+
+
+def describe_prompter(checkpoint: Path) -> tuple[Path, ModelDescription, str]:
+    """Folder, description and digest of a prompter, without reading its weights into a model."""
+    folder = model_folder(checkpoint)
+    return folder, read_description(folder), file_digest(folder / WEIGHTS_FILE)
+
+
+def _under_names_of(model: AlproModel | DualEncoder, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Between a dual encoder and a whole model the names of the encoders differ by ``dual.``."""
+    has_prefix = any(name.startswith("dual.") for name in found)
+    if isinstance(model, AlproModel):
+        return found if has_prefix else {f"dual.{name}": tensor for name, tensor in found.items()}
+    return {name.removeprefix("dual."): tensor for name, tensor in found.items()}
+
+
+def _absent_encoder(found: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """A prompter has no multimodal encoder to give."""
+    return () if any(name.startswith("multimodal.") for name in found) else ("multimodal",)

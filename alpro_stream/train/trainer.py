@@ -78,7 +78,9 @@ class Parts:
         engine: model and optimizer.
         prompter: soft labels; None without PEM.
         fingerprint: of the data.
-        describe: adds to state.json what a reader of the checkpoint needs.
+        versions: of the packages, for state.json.
+        operations: floating point operations of a sample, by kind; see `alpro_stream.model.operations`.
+        peak_per_s: operations a second that the device can do at best; None where that is not known.
         save_extras: writes model, tokenizer and config beside the engine's state (all ranks).
     """
 
@@ -90,7 +92,9 @@ class Parts:
     engine: Engine
     prompter: Prompter | None
     fingerprint: dict[str, Any]
-    describe: dict[str, Any]
+    versions: dict[str, str]
+    operations: Mapping[str, float]
+    peak_per_s: float | None
     save_extras: Callable[[Path], None]
 
 
@@ -144,6 +148,7 @@ class Trainer:
                 shares = self._train_step(batch, labels, rate)
                 self.step += 1
                 timing = clock.lap(parts.plan.num_lanes * parts.plan.lane_batch)
+                timing |= self._utilisation(batch, timing["step_s"])
                 is_saved, is_logged = self._is_due(config.checkpoint_every), self._is_due(config.log_every)
                 if is_saved or is_logged:
                     values = self._global_values(shares) | {"gradient_norm": parts.engine.gradient_norm()}
@@ -155,6 +160,12 @@ class Trainer:
                 if is_saved:
                     self._save()
                     clock.restart()
+
+    def _utilisation(self, batch: Batch, step_s: float) -> dict[str, float]:
+        """Operations a second of each rank, and their share of what the device can do (MFU)."""
+        per_s = len(batch) * self._parts.operations[batch.kind] / step_s
+        peak = self._parts.peak_per_s
+        return {"tflops": per_s / 1e12} | ({"mfu_percent": 100 * per_s / peak} if peak else {})
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.num_steps
@@ -269,7 +280,7 @@ class Trainer:
             "fingerprint": parts.fingerprint,
             "zero_stage": self._config.engine.zero_stage,
             "world_size": parts.world.size,
-            **parts.describe,
+            "versions": parts.versions,
         }
 
         def write(directory: Path) -> None:

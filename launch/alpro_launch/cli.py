@@ -53,15 +53,39 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(train, several=True)
     train.add_argument("--ranks", type=int, default=1, help="processes on this machine (default 1)")
     _takes_config(_add(commands, "evaluate", _evaluate, "text-video retrieval from a checkpoint"))
-    inspect = _add(commands, "inspect", _inspect, "say what a shard folder, a run or a checkpoint holds")
-    inspect.add_argument("path", type=Path, help="folder of a split, of a run or of a checkpoint")
+    inspect = _add(commands, "inspect", _inspect, "say what a folder of shards, of a run or of a model holds")
+    inspect.add_argument("path", type=Path, help="folder of a split, of a run, of a checkpoint or of an exported model")
     inspect.add_argument("--verify", action="store_true", help="compare all shards with their digests")
+    _add_export(commands)
+    answer = _add(commands, "answer", _answer, "answer a question about a video or an image")
+    answer.add_argument("video", help="a file, or an http(s) address")
+    answer.add_argument("question", help='such as "what is the man doing?"')
+    answer.add_argument("--model", required=True, help="exported model, run, checkpoint, or name on the hub")
+    answer.add_argument("--top", type=int, default=5, help="answers shown (default 5)")
     demo = _add(commands, "demo", _demo, "the whole way on the example clips (in a checkout)")
     demo.add_argument("--work-dir", default="runs/demo", help="folder of everything it makes (default runs/demo)")
     bench = _add(commands, "bench", _bench, "run a benchmark (in a checkout)")
     bench.add_argument("name", help="name of a script in benchmarks/")
     bench.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments, such as --quick or --json FILE")
     return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(commands, "export", _export, "write a trained or a released model as a folder for use")
+    parser.add_argument("source", type=Path, help="run, checkpoint, exported folder, or a released file")
+    parser.add_argument("out", type=Path, help="new folder; with --format authors a new .pt file")
+    parser.add_argument("--format", choices=("folder", "authors"), help="authors: a file that their code reads")
+    released = parser.add_argument_group("for released files of ALPRO's authors and of LAVIS")
+    released.add_argument("--tokenizer", help="folder, or name on the hub: bert-base-uncased")
+    released.add_argument("--num-tokens", type=int, help="length of texts (default 30)")
+    tasks = ("prompter", "pretrain", "retrieval", "question_answering")
+    released.add_argument("--task", choices=tasks, help="by default what the file was trained for")
+    released.add_argument(
+        "--prompter", action="store_true", default=None, help="the prompter inside a pre-training file"
+    )
+    released.add_argument("--entities", type=Path, help="file of the entities, for a pre-training file")
+    released.add_argument("--answers", type=Path, help="file of the answers, for a question answering file")
+    released.add_argument("arguments", nargs="*", metavar="key=value", help="changes such as video.num_frames=8")
 
 
 def _add(
@@ -145,6 +169,29 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from alpro_launch.inspection import inspect
 
     print(json.dumps(inspect(arguments.path, verify=arguments.verify), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from alpro_launch.export import ExportOptions, export
+    from alpro_stream.config import validate
+
+    names = ("format", "tokenizer", "num_tokens", "task", "prompter", "entities", "answers")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    options = validate(ExportOptions, {**given, "sizes": arguments.arguments}, source="alpro export")
+    for line in export(arguments.source, arguments.out, options):
+        print(line)
+    return 0
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    from alpro_stream.pretrained import Alpro
+
+    if arguments.top < 1:
+        raise ConfigError(f"--top {arguments.top}: at least 1 is needed")
+    model = Alpro.from_pretrained(arguments.model)
+    for text, probability in model.answer(arguments.video, arguments.question, top=arguments.top):
+        print(f"{100 * probability:5.1f} %  {text}")
     return 0
 
 

@@ -1,9 +1,11 @@
-"""What a folder holds: a shard set, a run or a checkpoint."""
+"""What a folder holds: a shard set, a run, a checkpoint or an exported model."""
 
 from pathlib import Path
 from typing import Any
 
 from alpro_stream.errors import ConfigError, ShardError
+from alpro_stream.model.folder import CONFIG_FILE, read_description
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.shards.layout import DATASET_FILE, index_path, load_dataset_info, tar_path
 from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, latest_checkpoint, read_state
 
@@ -12,7 +14,7 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """A plain description.
 
     Args:
-        path: folder of a split, a run or a checkpoint.
+        path: folder of a split, a run, a checkpoint or an exported model.
         verify: read all shards and compare their digests.
 
     Raises:
@@ -23,9 +25,11 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
         return _dataset(path, verify)
     if (path / "state.json").is_file() or complete_checkpoints(path):
         return _checkpoint(latest_checkpoint(path))
+    if (path / CONFIG_FILE).is_file():
+        return _model(path)
     if path.is_dir():
         load_dataset_info(path)  # Its message says what is missing, and which splits there are.
-    raise ConfigError(f"{path} is neither a shard folder nor a run nor a checkpoint")
+    raise ConfigError(f"{path} is neither a shard folder nor a run nor a checkpoint nor an exported model")
 
 
 def _dataset(path: Path, verify: bool) -> dict[str, Any]:
@@ -53,7 +57,18 @@ def _dataset(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    state = read_state(path)
-    return {"checkpoint": str(path), **{key: value for key, value in state.items() if key != "entities"}} | {
-        "num_entities": len(state["entities"])
+    return {"checkpoint": str(path), **read_state(path), **_description(path)}
+
+
+def _model(path: Path) -> dict[str, Any]:
+    return {"model_folder": str(path), "weights_sha256": file_digest(path / WEIGHTS_FILE), **_description(path)}
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What config.json says, with the lists as their lengths."""
+    description = read_description(path)
+    return {
+        **description.model_dump(mode="json", exclude={"entities", "answers", "format_version"}),
+        "num_entities": len(description.entities),
+        "num_answers": len(description.answers),
     }

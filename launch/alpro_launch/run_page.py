@@ -14,6 +14,8 @@ from alpro_launch.page_pictures import clip_examples, search_examples
 from alpro_sharding.config import ShardConfig
 from alpro_stream.config import Config, to_yaml
 from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.model.folder import read_description
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.pages import (
     Command,
     KeyNumbers,
@@ -31,7 +33,7 @@ from alpro_stream.pages import (
 from alpro_stream.run import RunConfig
 from alpro_stream.shards.reader import ShardReader
 from alpro_stream.stream.sources import open_sources
-from alpro_stream.train.checkpoint import WEIGHTS_FILE, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import latest_checkpoint, read_state
 from alpro_stream.train.metrics import read_metrics
 
 _NUM_CLIPS, _NUM_SEARCHES = 10, 6
@@ -84,14 +86,14 @@ def write_run_page(
         commands: command lines with what they do.
     """
     result = json.loads((stages.evaluate.out / "result.json").read_text(encoding="utf-8"))
-    state = read_state(latest_checkpoint(stages.pretrain.run_dir))
+    checkpoint = latest_checkpoint(stages.pretrain.run_dir)
     score = "vtm" if "vtm" in result["metrics"] else "vtc"
     report = ReportData(
         title=title,
         summary=summary,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         note=note,
-        numbers=_key_numbers(stages, state),
+        numbers=_key_numbers(stages, checkpoint),
         stages=tuple(StageTime(name=name, seconds=value) for name, value in seconds.items()),
         retrieval=_retrieval(result),
         curves=(*_curves(stages.prompter, "Prompter"), *_curves(stages.pretrain, "ALPRO")),
@@ -101,14 +103,14 @@ def write_run_page(
         rejected=_rejected(Path(stages.shard.out)),
         commands=tuple(Command(text=text, explanation=explanation) for text, explanation in commands),
         configs=tuple(ConfigText(name=name, yaml=to_yaml(config)) for name, config in stages.named().items()),
-        versions=state["versions"],
+        versions=read_state(checkpoint)["versions"],
     )
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(render_report(report), encoding="utf-8")
     aside.rename(path)
 
 
-def _key_numbers(stages: Stages, state: Mapping[str, Any]) -> KeyNumbers:
+def _key_numbers(stages: Stages, checkpoint: Path) -> KeyNumbers:
     sources = open_sources(stages.pretrain.stream.sources)
     num_samples = {"video": 0, "image": 0}
     for source in sources:
@@ -125,8 +127,8 @@ def _key_numbers(stages: Stages, state: Mapping[str, Any]) -> KeyNumbers:
         num_images=num_samples["image"],
         num_frames=sum(_num_frames(source.reader, [s.name for s in source.shards]) for source in sources),
         num_shards=sum(len(source.shards) for source in sources),
-        num_entities=len(state["entities"]),
-        num_parameters=_num_parameters(latest_checkpoint(stages.pretrain.run_dir) / WEIGHTS_FILE),
+        num_entities=len(read_description(checkpoint).entities),
+        num_parameters=_num_parameters(checkpoint / WEIGHTS_FILE),
         num_steps=len(lines),
         clips_per_s=len(pretrain) * stages.pretrain.stream.global_batch / step_s,
         data_wait=waits["data"],

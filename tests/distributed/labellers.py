@@ -56,6 +56,8 @@ class Refusing:
 def make_batch(step, size=SIZE, black=False, kind="video"):
     generator = torch.Generator().manual_seed(step)
     texts = torch.zeros(size, 3, dtype=torch.int64)
+    num_frames = 1 if kind == "image" else SHAPE[1]
+    shape = (size, num_frames, *SHAPE[2:])
     return Batch(
         step=step,
         source=kind,
@@ -64,7 +66,7 @@ def make_batch(step, size=SIZE, black=False, kind="video"):
         num_lanes=1,
         keys=("k",) * size,
         captions=("c",) * size,
-        frames_BTHWC=torch.randint(0, 1 if black else 256, (size, *SHAPE[1:]), dtype=torch.uint8, generator=generator),
+        frames_BTHWC=torch.randint(0, 1 if black else 256, shape, dtype=torch.uint8, generator=generator),
         ids_BL=texts,
         mask_BL=texts,
         mlm_ids_BL=texts,
@@ -72,6 +74,7 @@ def make_batch(step, size=SIZE, black=False, kind="video"):
         boxes_B4=torch.tensor([[0, 0, 2, 2], [1, 1, 2, 2], [0, 1, 3, 1], [2, 0, 1, 2]])[:size],
         video_id_B=torch.arange(size),
         text_id_B=torch.arange(size),
+        noise_B2N=torch.ones(size, 2, size),
     )
 
 

@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 
 import alpro_stream.run
 import alpro_stream.train.engine
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run
-from alpro_stream.train.checkpoint import WEIGHTS_FILE
 from alpro_stream.train.metrics import read_metrics
 
 PRELOAD = ("alpro_stream.run",)
 NO_NOISE = {"model.video.drop_path": 0.0, "model.text.dropout": 0.0}
+# Adam divides a gradient by its size: where that is of the size of rounding, whole steps would differ.
+NO_MAGNIFIED_ROUNDING = {"train.optimizer.eps": 1e-4}
 
 
 @dataclass
@@ -100,7 +102,7 @@ def train_cases(corpus: Path, directory: Path, cases: list[Case]) -> dict[str, R
 
 
 def _train(corpus, run_dir, case):
-    changes = {"train.max_steps": 3, "train.checkpoint_every": 10, **NO_NOISE, **case.changes}
+    changes = {"train.max_steps": 3, "train.checkpoint_every": 10, **NO_NOISE, **NO_MAGNIFIED_ROUNDING, **case.changes}
     RecordingEngine.record = record = Record()
     finished = train(RunConfig.model_validate(tiny_run(corpus, run_dir, changes)))
     if torch.distributed.get_rank() == 0:

@@ -7,7 +7,7 @@ from alpro_stream.losses.mlm import mlm_loss
 from alpro_stream.losses.pem import box_to_mask, keep_and_renormalise, pem_loss, pool_region
 from alpro_stream.losses.vtc import vtc_loss
 from alpro_stream.losses.vtm import sample_negatives, vtm_loss
-from alpro_stream.model.alpro import Alpro, ModelConfig
+from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
 from alpro_stream.model.pixels import normalise
 from alpro_stream.model.text_encoder import TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoderConfig
@@ -31,7 +31,7 @@ SIZE, LENGTH, VOCAB, ENTITIES = 4, 8, 30, 5
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = Alpro(CONFIG, VOCAB, ENTITIES)
+    model = AlproModel(CONFIG, VOCAB, Heads.of("pretrain", ENTITIES))
     for name, parameter in model.named_parameters():
         # A zero projection hides the temporal attention behind it from the gradient.
         if "temporal_fc" in name or "time_embed" in name:

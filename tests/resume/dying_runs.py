@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+import alpro_stream.model.folder
 import alpro_stream.run
 import alpro_stream.train.checkpoint
 import alpro_stream.train.trainer
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run
-from alpro_stream.train.checkpoint import WEIGHTS_FILE, latest_checkpoint
+from alpro_stream.train.checkpoint import latest_checkpoint
 from alpro_stream.train.metrics import MetricsWriter, read_metrics
 
-TIMING = ("time", "step_s", "clips_per_s", "data_wait_percent", "prompter_wait_percent")
+TIMING = ("time", "step_s", "clips_per_s", "data_wait_percent", "prompter_wait_percent", "tflops", "mfu_percent")
 
 
 def config(corpus, run_dir, **changes):
@@ -95,7 +97,7 @@ def _before_anything_is_written():
 
 
 def _after_the_engine_state():
-    _replace(alpro_stream.run, "save_weights", lambda *_, **__: die())
+    _replace(alpro_stream.model.folder, "save_weights", lambda *_, **__: die())
 
 
 def _in_the_middle_of_the_weights():
@@ -104,7 +106,7 @@ def _in_the_middle_of_the_weights():
         os.truncate(path, path.stat().st_size // 2)
         die()
 
-    _replace(alpro_stream.run, "save_weights", save_half)
+    _replace(alpro_stream.model.folder, "save_weights", save_half)
 
 
 def _before_the_rename():

@@ -2,7 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from alpro_stream.model.alpro import Alpro, DualEncoder, ModelConfig, unit_feature
+from alpro_stream.errors import ConfigError
+from alpro_stream.model.alpro import AlproModel, DualEncoder, Heads, ModelConfig, build_model, unit_feature
 from alpro_stream.model.text_encoder import TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoderConfig
 
@@ -18,7 +19,7 @@ CONFIG = ModelConfig(
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Alpro(CONFIG, vocab_size=40, num_entities=7).eval()
+    return AlproModel(CONFIG, vocab_size=40, heads=Heads.of("pretrain", num_entities=7)).eval()
 
 
 def test_shapes_of_everything(model):
@@ -29,9 +30,9 @@ def test_shapes_of_everything(model):
     assert (tokens_BND.shape, text_BLD.shape) == ((3, 5, 16), (3, 8, 16))
     assert (video_BE.shape, text_BE.shape) == ((3, 6), (3, 6))
     assert fused_BSD.shape == (3, 13, 16)
-    assert model.vtm_head(fused_BSD[:, 0]).shape == (3, 2)
-    assert model.mlm_head(fused_BSD[:, :8]).shape == (3, 8, 40)
-    assert model.pem_head(fused_BSD[:, 9:].mean(1)).shape == (3, 7)
+    assert model.match_logits(fused_BSD[:, 0]).shape == (3, 2)
+    assert model.word_logits(fused_BSD[:, :8]).shape == (3, 8, 40)
+    assert model.entity_logits(fused_BSD[:, 9:].mean(1)).shape == (3, 7)
 
 
 def test_features_have_unit_length(model):
@@ -94,3 +95,60 @@ def test_autocast_does_not_reach_the_projection(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         feature_BE = unit_feature(model.dual.video_projection, cls_BD)
     assert torch.equal(feature_BE, unit_feature(model.dual.video_projection, cls_BD))
+
+
+HEADS = {"vtm_head": "match", "mlm_head": "word", "pem_head": "entity", "answer_head": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("task", "lists", "heads"),
+    [
+        ("pretrain", {"num_entities": 7}, {"vtm_head", "mlm_head", "pem_head"}),
+        ("pretrain", {}, {"vtm_head", "mlm_head"}),
+        ("retrieval", {}, {"vtm_head"}),
+        ("question_answering", {"num_answers": 4}, {"answer_head"}),
+    ],
+)
+def test_a_task_has_the_heads_it_needs_and_refuses_the_others(task, lists, heads):
+    model = build_model(task, CONFIG, 40, **lists)
+    parts = {name.partition(".")[0] for name in model.state_dict()}
+    assert parts == {"dual", "multimodal", *heads}
+    hidden_BD = torch.randn(3, 16)
+    for name, kind in HEADS.items():
+        logits = getattr(model, f"{kind}_logits")
+        if name in heads:
+            assert torch.equal(logits(hidden_BD), getattr(model, name)(hidden_BD))
+        else:
+            assert getattr(model, name) is None
+            with pytest.raises(ConfigError, match=r"this model has no .* head; use one that was trained for"):
+                logits(hidden_BD)
+
+
+def test_every_missing_head_is_named_with_the_task_that_has_it():
+    model, hidden_BD = AlproModel(CONFIG, 40, Heads()), torch.randn(3, 16)
+    for logits, message in (
+        (model.match_logits, "no matching head; use one that was trained for pretrain or retrieval"),
+        (model.word_logits, "no masked-word head; use one that was trained for pretrain"),
+        (model.entity_logits, "no entity head; use one that was trained for pretrain"),
+        (model.answer_logits, "no answer head; use one that was trained for question_answering"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            logits(hidden_BD)
+
+
+def test_a_prompter_is_the_dual_encoder_and_answers_are_needed():
+    assert type(build_model("prompter", CONFIG, 40)) is DualEncoder
+    with pytest.raises(ConfigError, match="a prompter is a dual encoder"):
+        Heads.of("prompter")
+    with pytest.raises(ConfigError, match="chooses from a list of answers, which is empty"):
+        build_model("question_answering", CONFIG, 40)
+
+
+@torch.no_grad()
+def test_the_feature_alone_equals_that_beside_the_tokens(model):
+    for block in model.dual.video_encoder.blocks:
+        torch.nn.init.normal_(block.temporal_fc.weight, std=0.3)
+    for frames in (1, 2):
+        video_BTCHW = torch.randn(3, frames, 3, 32, 32)
+        _, expected_BE = model.dual.encode_video(video_BTCHW)
+        torch.testing.assert_close(model.dual.video_feature(video_BTCHW), expected_BE, rtol=1e-5, atol=1e-6)

@@ -70,6 +70,72 @@ def test_text_and_video_see_each_other(batch, halves):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 12])
+def test_the_first_tokens_alone_equal_those_of_the_whole(batch, halves, num_tokens):
+    ids_BL, mask_BL = batch
+    lower, upper = halves
+    text_BLD, video_BND = lower(ids_BL, mask_BL), torch.randn(3, 5, 16)
+    expected_BSD = upper(text_BLD, mask_BL, video_BND)
+    found_BQD = upper(text_BLD, mask_BL, video_BND, num_tokens)
+    assert found_BQD.shape == (3, num_tokens, 16)
+    # Rows of padding are computed too, so they are compared as well.
+    torch.testing.assert_close(found_BQD, expected_BSD[:, :num_tokens], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7])
+def test_gradients_through_the_first_tokens_alone_in_training(batch, num_tokens):
+    _, mask_BL = batch
+    encoder = MultimodalEncoder(SMALL.model_copy(update={"dropout": 0.0}), VOCAB).double().train()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    text_BLD = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
+    video_BND = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
+    inputs = [text_BLD, video_BND, *encoder.parameters()]
+    weights_BQD = torch.randn(3, num_tokens, 16).double()
+    whole_BQD = encoder(text_BLD, mask_BL, video_BND)[:, :num_tokens]
+    alone_BQD = encoder(text_BLD, mask_BL, video_BND, num_tokens)
+    torch.testing.assert_close(alone_BQD, whole_BQD, rtol=1e-12, atol=1e-12)
+    expected, found = (torch.autograd.grad((out * weights_BQD).sum(), inputs) for out in (whole_BQD, alone_BQD))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_reaches_the_first_tokens_alone(batch):
+    _, mask_BL = batch
+    encoder = MultimodalEncoder(SMALL.model_copy(update={"dropout": 0.5}), VOCAB).train()
+    text_BLD, video_BND = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
+    fusing = encoder.begin(text_BLD, mask_BL, video_BND)
+    torch.manual_seed(1)
+    first = encoder.finish(fusing, 1)
+    torch.manual_seed(1)
+    assert torch.equal(encoder.finish(fusing, 1), first)
+    assert not torch.equal(encoder.finish(fusing, 1), first)
+    assert torch.equal(encoder.eval().finish(fusing, 1), encoder.finish(fusing, 1))
+
+
+@torch.no_grad()
+def test_rows_may_be_finished_each_in_its_own_way(batch, halves):
+    ids_BL, mask_BL = batch
+    lower, upper = halves
+    text_BLD, video_BND = lower(ids_BL, mask_BL), torch.randn(3, 5, 16)
+    expected_BSD = upper(text_BLD, mask_BL, video_BND)
+    fusing = upper.begin(text_BLD, mask_BL, video_BND)
+    torch.testing.assert_close(upper.finish(fusing[:1]), expected_BSD[:1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(upper.finish(fusing[1:3], 4), expected_BSD[1:3, :4], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_single_layer_is_the_last_one(batch):
+    _, mask_BL = batch
+    config = SMALL.model_copy(update={"num_multimodal_layers": 1})
+    encoder = MultimodalEncoder(config, VOCAB).eval()
+    text_BLD, video_BND = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
+    whole_BSD = encoder(text_BLD, mask_BL, video_BND)
+    torch.testing.assert_close(encoder(text_BLD, mask_BL, video_BND, 1), whole_BSD[:, :1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(whole_BSD[:, :7], text_BLD)
+
+
+@torch.no_grad()
 def test_mlm_head_equals_that_of_bert(halves):
     lower, _ = halves
     bert = BertForMaskedLM(SMALL.bert_config(VOCAB)).eval()

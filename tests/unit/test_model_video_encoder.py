@@ -131,7 +131,7 @@ def test_stochastic_depth_rises_linearly_and_drops_whole_clips():
 
 
 def test_wrong_clip_shape_names_both_shapes():
-    with pytest.raises(ConfigError, match=r"\(2, 4, 3, 32, 32\).*\(any, 3, 3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"\(2, 4, 3, 32, 32\).*\(any, 3 or 1 for images, 3, 32, 32\)"):
         VideoEncoder(SMALL)(torch.zeros(2, 4, 3, 32, 32))
 
 
@@ -139,3 +139,95 @@ def test_wrong_clip_shape_names_both_shapes():
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValidationError):
         VideoEncoderConfig(**{**SMALL.model_dump(), **sizes})
+
+
+def trained(**changes):
+    """An encoder that heeds time, with numbers everywhere."""
+    encoder = VideoEncoder(SMALL.model_copy(update=changes)).double().eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+@torch.no_grad()
+def test_an_image_that_is_repeated_equals_a_clip_of_equal_frames():
+    encoder, image = trained(still="repeat"), torch.randn(2, 1, 3, 32, 32).double()
+    clip = image.expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(encoder(image), encoder(clip), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(encoder.forward_cls(image), encoder.forward_cls(clip), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradients_of_a_repeated_image_are_those_of_the_clip():
+    encoder, image = trained(still="repeat"), torch.randn(2, 1, 3, 32, 32).double()
+    weights = torch.randn(2, 17, 16).double()
+    gradients = []
+    for video in (image, image.repeat(1, 3, 1, 1, 1)):
+        encoder.zero_grad()
+        (encoder(video) * weights).sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in encoder.named_parameters()})
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_patches_of_a_repeated_image_are_embedded_once():
+    encoder, seen = trained(still="repeat"), []
+    encoder.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    encoder(torch.randn(2, 1, 3, 32, 32).double())
+    encoder(torch.randn(2, 3, 3, 32, 32).double())
+    assert seen == [2, 6]
+
+
+@torch.no_grad()
+def test_an_image_encoded_once_equals_the_clip_only_while_time_is_ignored():
+    torch.manual_seed(2)
+    fresh = VideoEncoder(SMALL.model_copy(update={"still": "once"})).double().eval()
+    image = torch.randn(2, 1, 3, 32, 32).double()
+    clip = image.expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(fresh(image), fresh(clip), rtol=1e-12, atol=1e-12)
+    encoder = trained(still="once")
+    torch.nn.init.normal_(encoder.time_embed, std=3)
+    assert (encoder(image) - encoder(clip)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_an_image_encoded_once_is_one_frame_with_the_mean_of_the_times():
+    encoder, image = trained(still="once"), torch.randn(2, 1, 3, 32, 32).double()
+    one = trained(still="repeat", num_frames=1)
+    mean = encoder.time_embed.mean(dim=1, keepdim=True)
+    one.load_state_dict({**encoder.state_dict(), "time_embed": mean})
+    torch.testing.assert_close(encoder(image), one(image), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("still", ["repeat", "once"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_cls_alone_equals_the_first_of_all_tokens(still, frames):
+    encoder, video = trained(still=still), torch.randn(2, frames, 3, 32, 32).double()
+    torch.testing.assert_close(encoder.forward_cls(video), encoder(video)[:, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_cls_alone_are_those_of_the_first_of_all_tokens():
+    encoder, video = trained(), torch.randn(2, 3, 3, 32, 32).double()
+    weights = torch.randn(2, 16).double()
+    gradients = []
+    for output in (encoder(video)[:, 0], encoder.forward_cls(video)):
+        encoder.zero_grad()
+        (output * weights).sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_cls_alone_refuses_a_wrong_clip_too():
+    with pytest.raises(ConfigError, match=r"\(2, 2, 3, 32, 32\).*\(any, 3 or 1 for images, 3, 32, 32\)"):
+        VideoEncoder(SMALL).forward_cls(torch.zeros(2, 2, 3, 32, 32))
+
+
+def test_stochastic_depth_drops_whole_clips_of_cls_alone():
+    block = SpaceTimeBlock(16, 4, 2.0, 0.5).train()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    cls = torch.randn(64, 1, 16)
+    same = (block.forward_cls(torch.randn(64, 2, 4, 16), cls) == cls).flatten(1).all(1)
+    # CLS stays where both of its branches are dropped: about one clip in four.
+    assert 4 <= same.sum() <= 30

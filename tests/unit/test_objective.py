@@ -14,13 +14,14 @@ from alpro_stream.losses.objective import (
     SoftLabels,
     allowed_negatives,
     count_local,
-    negative_noise,
     same_pairs,
 )
 from alpro_stream.losses.pem import PemConfig
-from alpro_stream.model.alpro import Alpro, ModelConfig
+from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
+from alpro_stream.model.checkpointing import set_checkpointing
 from alpro_stream.model.pixels import normalise
 from alpro_stream.stream.batch import Batch
+from alpro_stream.stream.maker import negative_noise
 
 SIZE, LANES, LENGTH, VOCAB, ENTITIES, GRID, SEED = 6, 2, 7, 40, 5, 3, 11
 # Rows 0 and 2 show the same video, rows 0 and 1 say the same; lane 1 (rows 3-5) has no double.
@@ -63,12 +64,13 @@ def make_batch():
         boxes_B4=torch.tensor([[0, 0, 2, 2], [1, 1, 2, 2], [0, 1, 3, 1], [2, 0, 1, 2], [0, 0, 1, 1], [1, 0, 2, 3]]),
         video_id_B=torch.tensor(VIDEO_IDS),
         text_id_B=torch.tensor(TEXT_IDS),
+        noise_B2N=negative_noise(SEED, 9, range(2, 2 + LANES), SIZE // LANES),
     )
 
 
 def make_model():
     torch.manual_seed(0)
-    model = Alpro(CONFIG, VOCAB, ENTITIES)
+    model = AlproModel(CONFIG, VOCAB, Heads.of("pretrain", ENTITIES))
     for name, parameter in model.named_parameters():
         # Features of a fresh model are nearly equal; make rows differ, and time matter.
         if "projection" in name or "temporal_fc" in name or "patch_embed" in name:
@@ -87,7 +89,7 @@ def alone(batch):
 
 
 def run_objective(model, config, batch, labels):
-    objective = PretrainObjective(model, config, SEED)
+    objective = PretrainObjective(model, config)
     return objective(batch, alone(batch), 1, GlobalCounts(*count_local(batch, labels)), labels)
 
 
@@ -119,14 +121,14 @@ class Reference:
 
     def negatives(self):
         """(video for text i, text for video i) by the race: the smallest noise / probability."""
-        noise = negative_noise(SEED, self.batch)
+        noise = self.batch.noise_B2N
         chosen = []
         for i in range(SIZE):
             lane = range(i // 3 * 3, i // 3 * 3 + 3)
             others = [j for j in lane if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
             if others:
-                video = min(others, key=lambda j, i=i: noise[0, i, j].item() / self.similarity(j, i).exp().item())
-                text = min(others, key=lambda j, i=i: noise[1, i, j].item() / self.similarity(i, j).exp().item())
+                video = min(others, key=lambda j, i=i: noise[i, 0, j % 3].item() / self.similarity(j, i).exp().item())
+                text = min(others, key=lambda j, i=i: noise[i, 1, j % 3].item() / self.similarity(i, j).exp().item())
                 chosen.append((i, video, text))
         return chosen
 
@@ -231,21 +233,10 @@ def test_pem_is_0_with_finite_gradients_when_no_sample_is_kept():
 
 
 def test_negatives_are_of_the_own_lane_with_another_video_and_another_text():
-    allowed = allowed_negatives(make_batch())
-    expected = {(1, 2), (2, 1), *((i, j) for i in (3, 4, 5) for j in (3, 4, 5) if i != j)}
-    assert {tuple(pair) for pair in allowed.nonzero().tolist()} == expected
-
-
-def test_noise_belongs_to_the_lane_and_not_to_its_place_in_a_batch():
-    batch = make_batch()
-    whole = negative_noise(SEED, batch)
-    first, second = batch.micro_batches(2)
-    assert torch.equal(negative_noise(SEED, first), whole[:, :3, :3])
-    assert torch.equal(negative_noise(SEED, second), whole[:, 3:, 3:])
-    for other in (negative_noise(SEED + 1, batch), negative_noise(SEED, replace(batch, step=10))):
-        assert not torch.equal(other[:, :3, :3], whole[:, :3, :3])
-    assert not torch.equal(whole[0, :3, :3], whole[1, :3, :3])
-    assert not torch.equal(whole[:, :3, :3], whole[:, 3:, 3:])
+    allowed_LNN = allowed_negatives(make_batch())
+    assert allowed_LNN.shape == (LANES, 3, 3)
+    pairs_of_a_lane = [{tuple(pair) for pair in allowed_NN.nonzero().tolist()} for allowed_NN in allowed_LNN]
+    assert pairs_of_a_lane == [{(1, 2), (2, 1)}, {(i, j) for i in range(3) for j in range(3) if i != j}]
 
 
 def test_counts_are_masked_tokens_pairs_with_a_negative_and_kept_samples():
@@ -260,7 +251,7 @@ def test_shares_of_micro_batches_add_up_to_the_whole():
     model, batch, labels = make_model(), make_batch(), make_labels()
     whole = run_objective(model, ObjectiveConfig(), batch, labels)
     counts = GlobalCounts(*count_local(batch, labels))
-    objective = PretrainObjective(model, ObjectiveConfig(), SEED)
+    objective = PretrainObjective(model, ObjectiveConfig())
     video_GE, text_GE = objective(batch, None, 1)
     ignore = same_pairs(batch.video_id_B, batch.text_id_B)
     parts = []
@@ -274,3 +265,137 @@ def test_shares_of_micro_batches_add_up_to_the_whole():
     summed = gradients_of(sum(part.total for part in parts) / 2, model)
     for name, gradient in gradients_of(whole.total, model).items():
         torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def make_image_batch():
+    """Images are clips of one frame."""
+    batch = make_batch()
+    return replace(batch, kind="image", frames_BTHWC=batch.frames_BTHWC[:, :1])
+
+
+def test_images_are_trained_as_clips_of_equal_frames():
+    model, labels, image = make_model(), make_labels(), make_image_batch()
+    clip = replace(image, frames_BTHWC=image.frames_BTHWC.repeat(1, 2, 1, 1, 1))
+    found, expected = (run_objective(model, ObjectiveConfig(), batch, labels) for batch in (image, clip))
+    for name, value in expected.values.items():
+        torch.testing.assert_close(found.values[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    expected_gradients = gradients_of(expected.total, model)
+    for name, gradient in gradients_of(found.total, model).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("only", ["vtc", "vtm", "mlm", "pem"])
+def test_a_loss_alone_has_the_value_it_has_beside_the_others(only):
+    model, batch, labels = make_model(), make_batch(), make_labels()
+    everything = run_objective(model, ObjectiveConfig(), batch, labels)
+    weights = {name: float(name == only) for name in ("vtc", "vtm", "mlm")}
+    config = ObjectiveConfig.model_validate({**weights, "pem": {"weight": float(only == "pem")}})
+    terms = run_objective(model, config, batch, labels if only == "pem" else None)
+    assert terms.values.keys() == {only}
+    torch.testing.assert_close(terms.values[only], everything.values[only], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms.total.detach(), terms.values[only])
+
+
+def without_masks(batch, labels):
+    return replace(batch, mlm_ids_BL=batch.ids_BL, mlm_labels_BL=torch.full_like(batch.ids_BL, -100)), labels
+
+
+def without_confidence(batch, labels):
+    return batch, replace(labels, keep_B=torch.zeros(SIZE, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("empty", "remove", "head"), [("mlm", without_masks, "mlm_head"), ("pem", without_confidence, "pem_head")]
+)
+def test_a_loss_without_a_single_sample_is_0_and_disturbs_nothing(empty, remove, head):
+    model = make_model()
+    usual = run_objective(model, ObjectiveConfig(), make_batch(), make_labels())
+    terms = run_objective(model, ObjectiveConfig(), *remove(make_batch(), make_labels()))
+    assert terms.values[empty].item() == 0
+    for name in usual.values.keys() - {empty}:
+        torch.testing.assert_close(terms.values[name], usual.values[name], rtol=1e-5, atol=1e-6)
+    gradients = gradients_of(terms.total, model)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(gradient.eq(0).all() for name, gradient in gradients.items() if name.startswith(head))
+    assert gradients["dual.video_projection.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("why", ["lanes of one sample", "the same video in a whole lane", "the same text everywhere"])
+def test_where_nobody_has_a_negative_vtm_sees_the_positives_alone(why):
+    model, batch, labels = make_model(), make_batch(), make_labels()
+    if why == "lanes of one sample":
+        batch = replace(batch, num_lanes=SIZE, noise_B2N=negative_noise(SEED, 9, range(SIZE), 1))
+    elif why == "the same video in a whole lane":
+        batch = replace(batch, video_id_B=torch.tensor([1, 1, 1, 2, 2, 2]))
+    else:
+        batch = replace(batch, text_id_B=torch.ones(SIZE, dtype=torch.int64))
+    assert not allowed_negatives(batch).any()
+    assert count_local(batch, labels).tolist()[1] == SIZE
+    terms = run_objective(model, ObjectiveConfig(), batch, labels)
+    slow = Reference(model, batch)
+    losses = [-model.vtm_head(slow.fuse(i, i)[0]).log_softmax(0)[1] for i in range(SIZE)]
+    torch.testing.assert_close(terms.values["vtm"], (sum(losses) / SIZE).detach(), rtol=1e-5, atol=1e-6)
+    gradients = gradients_of(terms.total, model)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def compiled(objective, monkeypatch, backend):
+    """`backend` aot_eager traces as inductor does, and takes seconds."""
+    compile_function = torch.compile
+
+    def compile_with_backend(function, *, fullgraph, dynamic):
+        assert fullgraph  # A graph break is an error.
+        return compile_function(function, fullgraph=True, dynamic=dynamic, backend=backend)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", compile_with_backend)
+        objective.compile_parts()
+    return objective
+
+
+@pytest.fixture
+def _no_compiled_functions():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_no_compiled_functions")
+@pytest.mark.parametrize(
+    ("backend", "checkpointing"),
+    [
+        ("aot_eager", False),
+        pytest.param("aot_eager", True, marks=pytest.mark.slow),
+        pytest.param("inductor", False, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_parts_give_the_same_losses_and_gradients(monkeypatch, backend, checkpointing):
+    model, labels = make_model(), make_labels()
+    batches = [make_batch(), make_image_batch()] if backend == "aot_eager" else [make_batch()]
+    expected = [run_objective(model, ObjectiveConfig(), batch, labels) for batch in batches]
+    expected_gradients = [gradients_of(terms.total, model) for terms in expected]
+    set_checkpointing(model, checkpointing)
+    objective = compiled(PretrainObjective(model, ObjectiveConfig()), monkeypatch, backend)
+    for batch, eager, eager_gradients in zip(batches, expected, expected_gradients, strict=True):
+        counts = GlobalCounts(*count_local(batch, labels))
+        terms = objective(batch, alone(batch), 1, counts, labels)
+        assert terms.values.keys() == eager.values.keys()
+        for name, value in eager.values.items():
+            torch.testing.assert_close(terms.values[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        for name, gradient in gradients_of(terms.total, model).items():
+            torch.testing.assert_close(gradient, eager_gradients[name], rtol=1e-3, atol=2e-5, msg=name)
+        features = objective(batch, None, 1)
+        video_BE, text_BE = PretrainObjective(model, ObjectiveConfig())(batch, None, 1)
+        torch.testing.assert_close(features[0], video_BE, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features[1], text_BE, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_no_compiled_functions")
+def test_the_compiled_dual_objective_is_the_same(monkeypatch):
+    dual, batch = make_model().dual, make_batch()
+    expected = DualObjective(dual)(batch, alone(batch), 1)
+    terms = compiled(DualObjective(dual), monkeypatch, "aot_eager")(batch, alone(batch), 1)
+    torch.testing.assert_close(terms.values["vtc"], expected.values["vtc"], rtol=1e-5, atol=1e-6)
+    expected_gradients = gradients_of(expected.total, dual)
+    for name, gradient in gradients_of(terms.total, dual).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-5, msg=name)

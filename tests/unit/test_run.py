@@ -1,6 +1,7 @@
 """A run's configuration, and what `train` refuses or reports."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from safetensors.torch import load_file
 
 from alpro_stream.config import validate
 from alpro_stream.errors import AlproError, CheckpointError, ConfigError
+from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards.entities import save_entities
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.train import restore
-from alpro_stream.train.checkpoint import WEIGHTS_FILE, complete_checkpoints, file_digest
+from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, read_state
 from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.restore import ensure_bank, load_trained
 
@@ -87,11 +89,12 @@ def test_the_prompt_bank_is_built_once(prompter, tmp_path, monkeypatch):
 def test_a_checkpoint_serves_by_itself(corpus, prompter, tmp_path):
     finished = train(run_of(corpus, tmp_path, pretrain(prompter, **{"train.max_steps": 1})))
     trained = load_trained(finished.checkpoint, CPU)
-    assert trained.entities == tuple(
-        run_entities(run_of(corpus, tmp_path, pretrain(prompter)).prompter, _sources(corpus))
-    )
+    entities = run_entities(run_of(corpus, tmp_path, pretrain(prompter)).prompter, _sources(corpus))
+    assert trained.description.entities == tuple(entities)
     assert not trained.model.training
-    assert trained.state["fingerprint"]["prompter"] == file_digest(prompter / WEIGHTS_FILE)
+    state = read_state(finished.checkpoint)
+    assert state["fingerprint"]["prompter"] == file_digest(prompter / WEIGHTS_FILE)
+    assert state["weights_sha256"] == trained.weights_sha256 == file_digest(finished.checkpoint / WEIGHTS_FILE)
 
 
 def _sources(corpus):
@@ -142,3 +145,24 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(corpus, tm
 def test_lines_of_metrics_follow_log_every_and_the_last_step(corpus, tmp_path):
     train(run_of(corpus, tmp_path, {"train.max_steps": 5, "train.log_every": 2, "train.checkpoint_every": 3}))
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 5]
+
+
+@pytest.mark.parametrize("task", ["prompter", "pretrain"])
+def test_checkpointing_and_compiling_change_no_loss(corpus, prompter, tmp_path, monkeypatch, task):
+    changes = pretrain(prompter, **{"losses.pem.threshold": 0.0}) if task == "pretrain" else {}
+    # Compiled dropout draws other numbers.
+    changes |= {"train.max_steps": 2, "model.text.dropout": 0.0, "model.video.drop_path": 0.0}
+    # What inductor would make of it takes minutes; a graph break is an error either way.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    switches = {"plain": {}, "checkpointing": {"train.engine.activation_checkpointing": True}}
+    switches["both"] = {**switches["checkpointing"], "train.engine.compile": True}
+    lines = {}
+    for name, switch in switches.items():
+        torch._dynamo.reset()
+        train(run_of(corpus, tmp_path / name, {**changes, **switch}))
+        lines[name] = read_metrics(tmp_path / name)
+    assert len(lines["plain"]) == 2
+    for step, line in enumerate(lines["plain"]):
+        for key in [key for key in line if "loss/" in key] + ["gradient_norm"]:
+            assert lines["checkpointing"][step][key] == line[key], key
+            assert lines["both"][step][key] == pytest.approx(line[key], rel=1e-4), key

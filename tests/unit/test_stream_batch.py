@@ -27,6 +27,7 @@ def batch():
         boxes_B4=row_B.view(8, 1).expand(8, 4).clone(),
         video_id_B=row_B,
         text_id_B=row_B,
+        noise_B2N=row_B.float().view(8, 1, 1).expand(8, 2, 2).clone(),
     )
 
 
@@ -72,6 +73,8 @@ def test_to_moves_every_tensor_and_keeps_the_rest(batch):
         ("boxes_B4", torch.zeros(8, 3)),
         ("video_id_B", torch.zeros(7)),
         ("text_id_B", torch.zeros(8, 1)),
+        ("noise_B2N", torch.zeros(7, 2, 2)),
+        ("noise_B2N", torch.zeros(8, 2, 8)),
         ("frames_BTHWC", torch.zeros(7, 2, 4, 4, 3, dtype=torch.uint8)),
         ("frames_BTHWC", torch.zeros(8, 2, 3, 4, 4, dtype=torch.uint8)),
         ("frames_BTHWC", torch.zeros(8, 4, 4, 3, dtype=torch.uint8)),

@@ -14,7 +14,7 @@ from alpro_stream.shards.index import index_tar, write_index
 from alpro_stream.shards.layout import DatasetInfo, ShardInfo, save_dataset_info
 from alpro_stream.shards.writer import ShardWriter
 from alpro_stream.stream.frames import choose_frames
-from alpro_stream.stream.maker import fingerprint
+from alpro_stream.stream.maker import fingerprint, negative_noise
 from alpro_stream.stream.seeds import Draws
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer
@@ -81,8 +81,22 @@ def test_a_sample_does_not_depend_on_its_batch(root):
     for lane in range(4):
         alone, part = maker.make(plan, 1, range(lane, lane + 1)), whole.micro_batches(4)[lane]
         assert (alone.keys, alone.first_lane, alone.num_lanes) == (part.keys, lane, 1)
-        for name in ("frames_BTHWC", "mlm_ids_BL", "boxes_B4", "video_id_B", "text_id_B"):
+        for name in ("frames_BTHWC", "mlm_ids_BL", "boxes_B4", "video_id_B", "text_id_B", "noise_B2N"):
             assert torch.equal(getattr(alone, name), getattr(part, name))
+
+
+def test_noise_belongs_to_the_lane_and_not_to_its_place_in_a_batch(root):
+    whole = negative_noise(7, 9, range(2, 4), 3)
+    assert (whole.shape, whole.dtype) == ((6, 2, 3), torch.float32)
+    for index, lane in enumerate((2, 3)):
+        own = whole[3 * index : 3 * index + 3]
+        drawn_2NN = torch.from_numpy(Draws("negatives", 7, 9, lane).exponential(2, 3, 3)).float()
+        assert torch.equal(own, drawn_2NN.transpose(0, 1))
+        assert torch.equal(own, negative_noise(7, 9, range(lane, lane + 1), 3))
+    others = (negative_noise(8, 9, range(2, 4), 3), negative_noise(7, 10, range(2, 4), 3), whole.roll(3, 0))
+    assert not any(torch.equal(other[:3], whole[:3]) for other in (*others, whole.flip(1)))
+    maker, plan = open_maker(stream_config(root, seed=7))
+    assert torch.equal(maker.make(plan, 1, range(1, 3)).noise_B2N, negative_noise(7, 1, range(1, 3), 2))
 
 
 def test_augmentation_changes_with_the_pass_and_the_seed(root):
@@ -121,7 +135,7 @@ def test_flips_are_drawn_anew_in_every_pass(root):
     assert 0.2 < np.mean(changed) < 0.8
 
 
-def test_images_are_decoded_once_and_repeated(root):
+def test_images_are_clips_of_one_frame(root):
     calls = []
 
     class Counted:
@@ -137,7 +151,7 @@ def test_images_are_decoded_once_and_repeated(root):
     batch = maker.make(plan, 0, range(4))
     assert calls == [8]
     assert batch.kind == "image"
-    assert torch.equal(batch.frames_BTHWC, batch.frames_BTHWC[:, :1].expand_as(batch.frames_BTHWC))
+    assert batch.frames_BTHWC.shape == (8, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 def test_every_caption_is_chosen_and_equal_texts_and_videos_are_known(root, tmp_path):
@@ -210,6 +224,7 @@ def test_the_fingerprint_does_not_depend_on_places_and_threads(root, tmp_path):
         {"frames": "uniform"},
         {"crop_scale": 0.5},
         {"flip_probability": 0.1},
+        {"augment": True},
         {"num_frames": 8},
         {"decode": {"device": "mixed"}},
     ],
@@ -241,3 +256,15 @@ def test_crop_only_shows_nothing_but_pems_crop(root):
         assert torch.equal(shown[:, rows, columns], full[:, rows, columns])
         assert shown.sum() == full[:, rows, columns].sum()
         assert shown.sum() < full.sum()
+
+
+def test_augment_changes_pixels_by_key_and_flips_videos_by_its_own_operation(root):
+    def frames(**values):
+        maker, plan = open_maker(stream_config(root, crop_scale=1.0, **values))
+        return maker.make(plan, 0, range(plan.num_lanes)).frames_BTHWC
+
+    plain, augmented = frames(flip_probability=0.0), frames(flip_probability=0.0, augment=True)
+    changed = [not torch.equal(a, b) for a, b in zip(plain, augmented, strict=True)]
+    assert any(changed)
+    assert torch.equal(frames(flip_probability=1.0, augment=True), augmented)
+    assert not torch.equal(frames(flip_probability=1.0), plain)

@@ -106,11 +106,11 @@ def test_where_there_is_none_the_error_says_what_there_is(tmp_path):
 
 def test_a_damaged_or_foreign_state_is_refused(tmp_path):
     path = save(tmp_path, 5)
-    (path / "state.json").write_text('{"format_version": 1, "cur')
+    (path / "state.json").write_text('{"format_version": 2, "cur')
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
         read_state(path)
     (path / "state.json").write_text(json.dumps({"format_version": 7}))
-    with pytest.raises(CheckpointError, match="format version 7, this program reads 1"):
+    with pytest.raises(CheckpointError, match="format version 7, this program reads 2"):
         read_state(path)
     (path / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):

@@ -1,0 +1,123 @@
+"""Floating point operations and parameters, from the sizes alone: what MFU and forecasts divide by.
+
+A product of (m, k) and (k, n) matrices is 2 m k n operations; nothing else is counted. The count is that of the method
+(paper, figure 2), not of this implementation, which saves some of it: every layer is computed for all its tokens, and
+nothing twice. Chowdhery et al. 2022, appendix B, call its ratio to the peak of the hardware MFU.
+
+Legend: T frames, P patches of a frame, D width, F width of an MLP, L text tokens, S = L + 1 + P.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from alpro_stream.model.alpro import Heads, ModelConfig
+
+PEAK_PER_S = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}
+"""bf16 operations a second of tensor cores without sparsity, by a part of the device's name: NVIDIA's data sheets of
+the A100 (2021), the H100 (2022) and the H200 (2023)."""
+
+
+def peak_per_s(device_name: str) -> float | None:
+    """The peak of a device in bf16; None for one that is not in the table."""
+    return next((peak for name, peak in PEAK_PER_S.items() if name in device_name), None)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of the forward pass of one sample, by part."""
+
+    video: float
+    text: float
+    fusion: float
+    heads: float
+    prompter: float
+
+    @property
+    def forward(self) -> float:
+        """Of the trained model, in one step."""
+        return self.video + self.text + self.fusion + self.heads
+
+    @property
+    def backward(self) -> float:
+        """Two products for each one of the forward pass: for the input and for the weights."""
+        return 2 * self.forward
+
+    @property
+    def step(self) -> float:
+        """Forward, backward and the frozen prompter."""
+        return self.forward + self.backward + self.prompter
+
+
+def pretraining_operations(
+    config: ModelConfig, num_tokens: int, vocab_size: int, heads: Heads, num_frames: int | None = None
+) -> Operations:
+    """Operations of one sample in a pre-training step with four losses.
+
+    Clean and masked text are encoded; four pairs are fused: the positive one, two hard negatives, the masked text.
+
+    Args:
+        config: sizes.
+        num_tokens: L.
+        vocab_size: rows of the word embeddings.
+        heads: of the model; only the number of entities matters.
+        num_frames: T; by default the model's, 1 for images that are encoded once.
+    """
+    width = config.text.width
+    video = video_operations(config, num_frames)
+    text = 2 * config.text.num_layers * _layer(num_tokens, width, config.text.intermediate_size)
+    length = num_tokens + 1 + config.video.grid**2
+    fusion = 4 * config.text.num_multimodal_layers * _layer(length, width, config.text.intermediate_size)
+    projections = 2 * 3 * width * config.projection_size  # Video, clean text, masked text.
+    vtm = 2 * 3 * width * 2
+    mlm = 2 * num_tokens * (width**2 + width * vocab_size)
+    pem = 2 * (2 * width**2 + 2 * width * heads.num_entities)
+    prompter = video + 2 * config.projection_size * (width + heads.num_entities)
+    return Operations(video, text, fusion, projections + vtm + mlm + pem, prompter if heads.num_entities else 0.0)
+
+
+def contrastive_operations(config: ModelConfig, num_tokens: int, num_frames: int | None = None) -> Operations:
+    """Operations of one sample in a step of the prompter's own training: the dual encoder with VTC."""
+    text = config.text.num_layers * _layer(num_tokens, config.text.width, config.text.intermediate_size)
+    projections = 2 * 2 * config.text.width * config.projection_size
+    return Operations(video_operations(config, num_frames), text, 0.0, float(projections), 0.0)
+
+
+def video_operations(config: ModelConfig, num_frames: int | None = None) -> float:
+    """Operations of the video encoder for one clip of T frames.
+
+    ``2 (3 p^2) D T P`` for the patches of side p, and in each block
+
+    - over time, T P tokens: ``2 x 5 D^2`` each (queries, keys, values, two projections) and ``4 T D`` of attention,
+    - over space, T (1 + P) tokens: ``2 x 4 D^2`` each and ``4 (1 + P) D``,
+    - the MLP, 1 + T P tokens: ``4 D F`` each.
+    """
+    video = config.video
+    frames = num_frames or video.num_frames
+    width, hidden, patches = video.width, int(video.width * video.mlp_ratio), video.grid**2
+    over_time = frames * patches * (10 * width**2 + 4 * frames * width)
+    over_space = frames * (1 + patches) * (8 * width**2 + 4 * (1 + patches) * width)
+    mlp = (1 + frames * patches) * 4 * width * hidden
+    embedding = 2 * 3 * video.patch_size**2 * width * frames * patches
+    return float(embedding + video.depth * (over_time + over_space + mlp))
+
+
+def _layer(length: int, width: int, hidden: int) -> float:
+    """A BERT layer over `length` tokens: ``8 D^2 + 4 S D + 4 D F`` each."""
+    return float(length * (8 * width**2 + 4 * length * width + 4 * width * hidden))
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters of a model by part, and ``total``; a parameter under two names counts once."""
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()}
+    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+    return {
+        **counts,
+        **({"own": own} if own else {}),
+        "total": sum(parameter.numel() for parameter in model.parameters()),
+    }

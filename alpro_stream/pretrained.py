@@ -1,0 +1,266 @@
+"""`Alpro`: a trained model for use, from paths and texts to features, scores and answers.
+
+Legend: V videos, T frames, H W pixels, C captions (colours before H), E projection, N video tokens, L text tokens.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+from torch import Tensor
+
+from alpro_stream.errors import CheckpointError, ConfigError, DataError
+from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings, embed_texts
+from alpro_stream.evaluate.retrieval import matching_scores
+from alpro_stream.manifest import kind_of
+from alpro_stream.media import fetched, is_address, read_image, sparse_frames
+from alpro_stream.model.alpro import AlproModel
+from alpro_stream.model.folder import LoadedModel, ModelDescription, read_model, write_model
+from alpro_stream.model.pixels import normalise
+from alpro_stream.stream.frames import choose_frames
+from alpro_stream.stream.seeds import Draws
+from alpro_stream.train.restore import model_folder
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Video: TypeAlias = str | Path | Image.Image | Sequence[Image.Image | Pixels] | Pixels | Tensor
+"""One video, or an image: a path or an address, a picture or a sequence of pictures, uint8 pixels (T, H, W, 3) or
+(H, W, 3), or a float tensor (T, 3, H, W) that is prepared already (`alpro_stream.model.pixels.normalise`)."""
+
+_BATCH_SIZE = 16
+_FRAMES_PER_S, _MAX_FRAMES = (
+    3.0,
+    64,
+)  # As `alpro shard` stores them, so that a file and its shard show the same moments.
+
+
+class Answer(NamedTuple):
+    """One of the answers that a model was trained to choose from."""
+
+    text: str
+    probability: float
+
+
+class Alpro(
+    ModelHubMixin,
+    library_name="alpro-stream",
+    paper_url="https://arxiv.org/abs/2112.09583",
+    license="apache-2.0",
+    tags=["video-text-retrieval", "visual-question-answering"],
+):
+    """A trained model with its tokenizer; `from_pretrained`, `save_pretrained` and `push_to_hub` as elsewhere.
+
+    Attributes:
+        description: task, sizes, entities and answers.
+        model: the network, in evaluation mode; a `DualEncoder` for a prompter, else an `AlproModel`.
+        tokenizer: texts to ids.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self.description: ModelDescription = loaded.description
+        self.model = loaded.model.eval()
+        self.tokenizer = loaded.tokenizer
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None, **hub: Any) -> Self:  # type: ignore[override]
+        """Loads a model.
+
+        Args:
+            source: a folder of `alpro export` or `save_pretrained`, a run or a checkpoint of it, or a name on the hub.
+            device: where it computes; by default the GPU if there is one.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, for a name on the hub.
+
+        Raises:
+            CheckpointError: nothing there, or not a whole model of this program.
+        """
+        path = Path(source)
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file; make a model folder of it first: alpro export {path} FOLDER")
+        if path.is_dir():
+            source = model_folder(path)
+        elif len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", ".."):
+            raise CheckpointError(f"{path}: no such folder; give that of an exported model, a run or a checkpoint")
+        # The mixin would answer a missing config.json with a warning.
+        loaded = cls._from_pretrained(model_id=str(source), **hub)
+        return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **hub: Any) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(model_id, **hub))
+            except (OSError, ValueError, HfHubHTTPError) as error:
+                raise CheckpointError(f"{model_id}: no such folder, and not to be had from the hub: {error}") from error
+        return cls(read_model(folder))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_model(save_directory, self.description, self.model.state_dict(), self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the model, and returns this object."""
+        self.model.to(device)
+        return self
+
+    @torch.inference_mode()
+    def encode_video(self, videos: Video | Sequence[Video]) -> Tensor:
+        """Features of unit length, (V, E) float32, one row a video; one video gives one row.
+
+        Of a video, `num_frames` frames spread over all of it are seen, each whole and resized to a square.
+
+        Raises:
+            MediaError: a file or an address gives no frames.
+            DataError: pixels of the wrong shape or type, or not finite.
+        """
+        return self._videos(videos).feature_VE
+
+    @torch.inference_mode()
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Features of unit length, (C, E) float32; texts longer than in training are cut.
+
+        Raises:
+            DataError: no text.
+        """
+        return self._texts(texts).feature_CE
+
+    def similarity(self, videos: Video | Sequence[Video], texts: str | Sequence[str]) -> Tensor:
+        """Cosine of every video with every text, (V, C): what VTC trains, quick to compute from stored features."""
+        return self.encode_video(videos) @ self.encode_text(texts).T
+
+    @torch.inference_mode()
+    def match(self, videos: Video | Sequence[Video], texts: str | Sequence[str]) -> Tensor:
+        """Probability that video and text belong together, of every pair, (V, C) float64: the published score (VTM).
+
+        Raises:
+            ConfigError: this model has no matching head.
+        """
+        model = self._multimodal()
+        if model.vtm_head is None:
+            raise ConfigError(f"a {self.description.task} model has no matching head; use `similarity`")
+        return matching_scores(model, self._texts(texts), self._videos(videos), _BATCH_SIZE).T
+
+    @torch.inference_mode()
+    def answer(self, video: Video, question: str, top: int = 5) -> list[Answer]:
+        """The likeliest answers to a question about a video, likeliest first.
+
+        Raises:
+            ConfigError: this model was not trained to answer questions.
+        """
+        model = self._multimodal()
+        if model.answer_head is None:
+            raise ConfigError(
+                f"a {self.description.task} model cannot answer: it has no answer head; use one that was fine-tuned "
+                "for question answering"
+            )
+        texts, videos = self._texts(question), self._videos([video])
+        cls_B1D = model.multimodal(texts.text_CLD, texts.mask_CL, videos.tokens_VND, num_tokens=1)
+        probabilities_A = model.answer_logits(cls_B1D[:, 0]).float().softmax(dim=1)[0]
+        order = probabilities_A.argsort(descending=True).tolist()
+        # Lists shorter than the published 1500 outputs leave outputs without a text.
+        named = [index for index in order if self.description.answers[index]]
+        return [Answer(self.description.answers[index], float(probabilities_A[index])) for index in named[:top]]
+
+    def _multimodal(self) -> AlproModel:
+        if not isinstance(self.model, AlproModel):
+            raise ConfigError("a prompter is a dual encoder and fuses nothing; use `similarity`")
+        return self.model
+
+    def _texts(self, texts: str | Sequence[str]) -> TextEmbeddings:
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed:
+            raise DataError("no text was given")
+        return embed_texts(self._loaded.dual, listed, self.tokenizer, _BATCH_SIZE)
+
+    def _videos(self, videos: Video | Sequence[Video]) -> VideoEmbeddings:
+        listed = _listed(videos)
+        if not listed:
+            raise DataError("no video was given")
+        encoded = [self._loaded.dual.encode_video(self._prepare(video)[None].to(self.device)) for video in listed]
+        return VideoEmbeddings(torch.cat([tokens for tokens, _ in encoded]), torch.cat([f for _, f in encoded]))
+
+    def _prepare(self, video: Video) -> Tensor:
+        """video_TCHW, normalised; T is 1 for an image."""
+        if isinstance(video, Tensor) and video.is_floating_point():
+            return _checked(video, self._loaded.dual.config.video.num_frames)
+        frames_THWC = self._frames(video)
+        return normalise(torch.from_numpy(frames_THWC)[None])[0]
+
+    def _frames(self, video: Video) -> Pixels:
+        """uint8 frames at the model's size: one of an image, else `num_frames`."""
+        config = self._loaded.dual.config.video
+        if isinstance(video, str | Path):
+            stored, is_image = _read(str(video), config.image_size)
+        else:
+            stored, is_image = _resized(video, config.image_size)
+        count = 1 if is_image else config.num_frames
+        return np.stack(stored)[choose_frames(len(stored), count, "uniform", Draws("evaluation"))]
+
+
+def _listed(videos: Video | Sequence[Video]) -> list[Video]:
+    """One video is a list of one; a list of pictures is one video; a tensor of five dimensions holds several."""
+    if isinstance(videos, str | Path | Image.Image):
+        return [videos]
+    if isinstance(videos, Tensor | np.ndarray):
+        return list(videos) if videos.ndim == 5 else [videos]
+    items = list(videos)
+    if items and all(_is_picture(item) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items
+
+
+def _is_picture(item: object) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray | Tensor) and item.ndim == 3)
+
+
+def _read(place: str, size: int) -> tuple[list[Pixels], bool]:
+    """Frames of a file or an address, and whether it is an image."""
+    is_image = kind_of(place.partition("?")[0] if is_address(place) else place) == "image"
+    with ExitStack() as stack:
+        path = stack.enter_context(fetched(place)) if is_address(place) else Path(place)
+        if is_image:
+            return [read_image(path, size)[0]], True
+        return list(sparse_frames(path, fps=_FRAMES_PER_S, max_frames=_MAX_FRAMES, size=size).frames), False
+
+
+def _resized(video: Any, size: int) -> tuple[list[Pixels], bool]:
+    """Pictures at the model's size, and whether it was a single one."""
+    is_image = _is_picture(video)
+    pictures: Iterable[Any] = [video] if is_image else video
+    return [_square(picture, size) for picture in pictures], is_image
+
+
+def _square(picture: Any, size: int) -> Pixels:
+    if isinstance(picture, Tensor):
+        picture = picture.cpu().numpy()
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise DataError(
+                f"a frame of shape {picture.shape} and type {picture.dtype}; expected (height, width, 3) uint8, or a "
+                "float tensor (frames, 3, height, width) that is normalised already"
+            )
+        picture = Image.fromarray(picture)
+    small = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(small)
+
+
+def _checked(video_TCHW: Tensor, num_frames: int) -> Tensor:
+    if video_TCHW.ndim != 4 or video_TCHW.shape[0] not in (1, num_frames):
+        raise DataError(
+            f"prepared pixels of shape {tuple(video_TCHW.shape)}; expected ({num_frames} frames, or 1 of an image, 3, "
+            "height, width); give uint8 frames or a path, and frames are chosen for you"
+        )
+    if not video_TCHW.isfinite().all():
+        raise DataError("prepared pixels that are not finite (nan or inf)")
+    return video_TCHW.float()

@@ -1,0 +1,70 @@
+"""Clocks that several benchmarks share."""
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+
+def matrix_product_rate(
+    size: int = 1024, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", count: int = 12
+) -> float:
+    """Floating point operations a second of a plain matrix product, with torch's threads; the best of `count`."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * size**3 / min(repeat(lambda: torch.mm(a, b), count))
+
+
+def wait_for_device() -> None:
+    """Returns when the GPU, if there is one, has done what it was given: it works behind the program."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Stopwatch:
+    """Times every call of some methods while it is entered."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.kept: dict[str, list[Any]] = {}
+        self._stack = ExitStack()
+
+    def on(self, owner: type, method: str, name: str, keep: bool = False) -> None:
+        """Records the calls of a method under a name; keeps what it returns if asked to."""
+        seconds, kept = self.seconds.setdefault(name, []), self.kept.setdefault(name, [])
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            wait_for_device()
+            started = time.perf_counter()
+            result = original(*arguments, **named)
+            wait_for_device()
+            seconds.append(time.perf_counter() - started)
+            if keep:
+                kept[:] = [result]
+            return result
+
+        setattr(owner, method, timed)
+        self._stack.callback(setattr, owner, method, original)
+
+    def __enter__(self) -> "Stopwatch":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def repeat(work: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of `count` calls, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(count):
+        wait_for_device()
+        started = time.perf_counter()
+        work()
+        wait_for_device()
+        seconds.append(time.perf_counter() - started)
+    return seconds
