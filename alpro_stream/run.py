@@ -21,6 +21,7 @@ from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, Pretra
 from alpro_stream.manifest import KINDS, Kind
 from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig
 from alpro_stream.model.checkpointing import set_checkpointing
+from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.model.folder import ModelDescription, write_model
 from alpro_stream.model.operations import contrastive_operations, peak_per_s, pretraining_operations
 from alpro_stream.model.weights import start_from_pretrained
@@ -94,6 +95,8 @@ def train(config: RunConfig) -> FinishedRun:
         AlproError: with a message for the user; see `alpro_stream.errors`.
     """
     world = join_world(config.train.timeout_s)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if config.train.engine.num_threads:
         torch.set_num_threads(config.train.engine.num_threads)
     with ExitStack() as stack:

@@ -1,17 +1,22 @@
 """What a pre-training step of the base model costs: forward, backward and the prompter, without optimizer and data.
 
-Each sample of a rate is taken between two of a plain matrix product. `operations` counts those of the method
-(`alpro_stream.model.operations`) and says how many of them a second that is. `literal` is the method as separate passes
-(`benchmarks/literal.py`), interleaved with ours; so is the step with four times the inputs for images of one frame.
-The parts are seconds of one step with limits from the matrix product; on a GPU every part waits for the device, so they
+`literal` is the method as separate passes (`benchmarks/literal.py`). Each of the two lives in a process of its own, as
+it would for a user, and they take turns; each sample of a rate is taken between two of a plain matrix product. The
+`operations` are those of the method (`alpro_stream.model.operations`), whatever an implementation saves of them. The
+parts are seconds of one step, with limits from the matrix product; on a GPU every part waits for the device, so they
 add up to more than the step.
 """
 
 import argparse
+import functools
+import json
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -28,7 +33,8 @@ from alpro_stream.losses.objective import (
 from alpro_stream.losses.pem import PemConfig
 from alpro_stream.model.alpro import AlproModel, DualEncoder, Heads, ModelConfig
 from alpro_stream.model.checkpointing import set_checkpointing
-from alpro_stream.model.operations import Operations, pretraining_operations
+from alpro_stream.model.cpu_memory import keep_freed_memory
+from alpro_stream.model.operations import Operations, count_parameters, pretraining_operations
 from alpro_stream.model.text_encoder import MultimodalEncoder, TextEncoder, TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from alpro_stream.prompter.labels import Labeller
@@ -47,30 +53,83 @@ SMALL = ModelConfig(
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
-    """Measures the steps in turn, then one step by parts."""
-    step = Step(arguments)
-    steps = {"step": step.ours, "literal": step.literal}
-    rates = measure({name: step.rated(run) for name, run in steps.items()}, 2 if arguments.quick else 5)
-    ratios = {name: Measurement(tuple(step.ratios[name][-len(rate.samples) :])) for name, rate in rates.items()}
-    per_sample = step.operations.step
-    flops = [Measurement(tuple(rate * per_sample / 1e9 for rate in rates[name].samples)) for name in steps]
-    on_gpu = step.device.type == "cuda"
-    goal = Target(at_least=(0.5 if on_gpu else 0.85))
-    times = Measurement(tuple(o / t for o, t in zip(rates["step"].samples, rates["literal"].samples, strict=True)))
-    is_base = step.config == ModelConfig()
-    shown = [
+    """Measures the two in turn, then one step of ours by parts."""
+    with Worker("step", arguments) as step, Worker("literal", arguments) as literally:
+        samples: dict[str, list[dict[str, float]]] = {"step": [], "literal": []}
+
+        def sample(worker: Worker) -> float:
+            answer = worker.ask("sample")
+            samples[worker.name].append(answer)
+            return float(answer["rate"])
+
+        workers = {worker.name: functools.partial(sample, worker) for worker in (step, literally)}
+        rates = measure(workers, 2 if arguments.quick else 5)
+        facts = step.ask("facts")
+    counted = {name: taken[-len(rates[name].samples) :] for name, taken in samples.items()}  # Without the warm-up.
+    ratios = {name: Measurement(tuple(taken["ratio"] for taken in counted[name])) for name in counted}
+    gflops = {name: _scaled(rates[name], facts["operations"] / 1e9) for name in rates}
+    times = Measurement(tuple(a / b for a, b in zip(rates["step"].samples, rates["literal"].samples, strict=True)))
+    over_literal, over_product = _goals(facts["device"], arguments)
+    size = arguments.batch
+    return [
         Row.of("samples", rates["step"], "samples/s"),
         Row.of("samples, literal", rates["literal"], "samples/s"),
-        Row.of("step over literal", times, "x", target=_goal(step) if is_base else None),
-        Row.of("operations", flops[0], "GFLOP/s", limit=flops[0].median / ratios["step"].median),
-        Row.of("operations over matrix product", ratios["step"], "x", target=goal if is_base else None),
-        Row.of("operations, literal", flops[1], "GFLOP/s", limit=flops[1].median / ratios["literal"].median),
-        *step.parts(),
-        Row(name="operations of a sample", value=per_sample / 1e9, unit="GFLOP"),
-        Row(name="parameters", value=step.num_parameters / 1e6, unit="M"),
-        *step.memory(),
+        Row.of("step over literal", times, "x", target=over_literal),
+        Row.of("operations over matrix product", ratios["step"], "x", target=over_product),
+        Row.of("operations over matrix product, literal", ratios["literal"], "x"),
+        Row.of("operations", gflops["step"], "GFLOP/s", limit=gflops["step"].median / ratios["step"].median),
+        Row.of("operations, literal", gflops["literal"], "GFLOP/s"),
+        *(
+            Row(name=f"part: {name}", value=seconds, unit="s", limit=size * operations / facts["product"])
+            for name, (seconds, operations) in facts["parts"].items()
+        ),
+        *(Row(name=name, value=gib, unit="GiB") for name, gib in facts["memory"].items()),
+        Row(name="operations of a sample", value=facts["operations"] / 1e9, unit="GFLOP"),
+        Row(name="parameters", value=facts["parameters"] / 1e6, unit="M"),
     ]
-    return shown
+
+
+class Worker:
+    """A process that computes one of the two when it is asked, and waits meanwhile."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self.name = name
+        options = ["--batch", str(arguments.batch), "--precision", arguments.precision]
+        options += [f"--{flag}" for flag in ("compile", "small") if getattr(arguments, flag)]
+        command = [sys.executable, "-m", "benchmarks.step", *options, "--worker", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str) -> Any:
+        """The answer of the process.
+
+        Raises:
+            ConfigError: it ended; its own message is on the screen.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(what, file=self._process.stdin, flush=True)
+            return json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the process of {self.name} ended with status {self._process.wait()}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The other side of `Worker`: one line in, one line out, until nobody asks any more."""
+    step = Step(arguments)
+    run = step.ours if arguments.worker == "step" else step.literal
+    if arguments.worker == "step" and step.device.type == "cpu":
+        keep_freed_memory()  # As `alpro train` does.
+    for line in sys.stdin:
+        answer = step.sample(run) if line.strip() == "sample" else step.facts()
+        print(json.dumps(answer), flush=True)
 
 
 @dataclass(frozen=True)
@@ -101,50 +160,50 @@ class Step:
         banks = {"video": self.inputs.bank_ME, "image": self.inputs.bank_ME}
         self.labeller = Labeller(self.prompter, banks, PemConfig(), self.config.video.patch_size)
         self.operations: Operations = pretraining_operations(self.config, NUM_TOKENS, VOCAB_SIZE, heads)
-        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.ratios: dict[str, list[float]] = {"step": [], "literal": []}
         self._product_size = 8192 if self.device.type == "cuda" else (256 if arguments.small else 2048)
 
-    def ours(self) -> str:
+    def ours(self) -> None:
         """One step as `alpro train` computes it."""
         batch = self.inputs.batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             self._forward_backward(self.labeller(batch.frames_BTHWC, batch.boxes_B4, "video"))
-        return "step"
 
-    def literal(self) -> str:
+    def literal(self) -> None:
         """One step of the method as separate passes."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             labels = literal.soft_labels(self.prompter, self.inputs.bank_ME, self.inputs.batch)
             values = literal.losses(self.model, self.inputs.batch, *labels)
         torch.stack(list(values.values())).sum().backward()
         self.model.zero_grad()
-        return "literal"
 
-    def rated(self, run: Callable[[], str]) -> Callable[[], float]:
-        """Samples a second of a step; notes the ratio of its operations to the matrix product around it."""
+    def sample(self, run: Callable[[], None]) -> dict[str, float]:
+        """Samples a second of a step, and the ratio of its operations to the matrix product around it."""
+        before = self.product_rate()
+        wait_for_device()
+        started = time.perf_counter()
+        run()
+        wait_for_device()
+        rate = len(self.inputs.batch) / (time.perf_counter() - started)
+        product = (before + self.product_rate()) / 2
+        return {"rate": rate, "ratio": rate * self.operations.step / product}
 
-        def sample() -> float:
-            before = self.product_rate()
-            wait_for_device()
-            started = time.perf_counter()
-            name = run()
-            wait_for_device()
-            rate = len(self.inputs.batch) / (time.perf_counter() - started)
-            product = (before + self.product_rate()) / 2
-            self.ratios[name].append(rate * self.operations.step / product)
-            return rate
-
-        return sample
+    def facts(self) -> dict[str, Any]:
+        """What does not need the other process: parts, memory, counts."""
+        return {
+            "device": self.device.type,
+            "operations": self.operations.step,
+            "parameters": count_parameters(self.model)["total"],
+            "product": self.product_rate(),
+            "parts": self.parts(),
+            "memory": self.memory(),
+        }
 
     def product_rate(self) -> float:
         """Operations a second of a plain matrix product in the step's number format, for about a second."""
         return matrix_product_rate(self._product_size, self.dtype, self.device, count=6)
 
-    def parts(self) -> list[Row]:
-        """Seconds of the parts of one step, after one that does not count."""
-        self.ours()
-        product = self.product_rate()
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Seconds of the parts of one step, and their operations for one sample."""
         with Stopwatch() as watch:
             watch.on(VideoEncoder, "forward", "video encoder")
             watch.on(TextEncoder, "forward", "text encoder")
@@ -155,34 +214,27 @@ class Step:
             watch.on(Step, "_backward", "backward")
             self.ours()
         seconds = {name: sum(values) for name, values in watch.seconds.items()}
-        inside = sum(seconds[name] for name in ("video encoder", "text encoder", "fusion"))
-        seconds["losses"] = seconds.pop("forward") - inside
-        size, counted = len(self.inputs.batch), self.operations
-        limits = {
-            "video encoder": counted.video,
-            "text encoder": counted.text,
-            "fusion": counted.fusion,
+        counted = self.operations
+        encoders = {"video encoder": counted.video, "text encoder": counted.text, "fusion": counted.fusion}
+        seconds["losses"] = seconds["forward"] - sum(seconds[name] for name in encoders)
+        operations = encoders | {
             "losses": counted.heads,
             "backward": counted.backward,
             "prompter": counted.prompter,
         }
-        return [
-            Row(name=f"part: {name}", value=seconds[name], unit="s", limit=size * operations / product)
-            for name, operations in limits.items()
-        ]
+        return {name: (seconds[name], count) for name, count in operations.items()}
 
-    def memory(self) -> list[Row]:
-        """Peak memory of a step: on a GPU without and with activation checkpointing, on a CPU of the process."""
+    def memory(self) -> dict[str, float]:
+        """Peak of a step in GiB: on a GPU without and with activation checkpointing, on a CPU of the process."""
         if self.device.type != "cuda":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            return [Row(name="peak memory of the process", value=peak / 2**30, unit="GiB")]
-        shown = []
+            return {"peak memory of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        found = {}
         for name, enabled in (("peak memory", False), ("peak memory, activation checkpointing", True)):
             set_checkpointing(self.model, enabled)
             torch.cuda.reset_peak_memory_stats()
             self.ours()
-            shown.append(Row(name=name, value=torch.cuda.max_memory_allocated() / 2**30, unit="GiB"))
-        return shown
+            found[name] = torch.cuda.max_memory_allocated() / 2**30
+        return found
 
     def _forward_backward(self, labels: SoftLabels) -> None:
         batch = self.inputs.batch
@@ -197,10 +249,17 @@ class Step:
         self.model.zero_grad()
 
 
-def _goal(step: Step) -> Target:
-    if step.device.type == "cuda":
-        return Target(at_least=3.0)
-    return Target(at_least=1.8 if step.dtype == torch.bfloat16 else 1.15)
+def _goals(device: str, arguments: argparse.Namespace) -> tuple[Target | None, Target | None]:
+    """What is promised for the base model: over the literal step, and over the matrix product."""
+    if arguments.small:
+        return None, None
+    if device == "cuda":
+        return Target(at_least=3.0), Target(at_least=0.5)
+    return Target(at_least=1.8 if arguments.precision == "bf16" else 1.15), Target(at_least=0.85)
+
+
+def _scaled(rates: Measurement, factor: float) -> Measurement:
+    return Measurement(tuple(rate * factor for rate in rates.samples))
 
 
 def _inputs(config: ModelConfig, size: int, device: torch.device) -> Inputs:
@@ -239,8 +298,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of a step (default 4)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--worker", choices=("step", "literal"), help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help="a model of toy size: to see that it runs")
 
 
 if __name__ == "__main__":
-    main("step", rows, add_arguments=_arguments)
+    if "--worker" in sys.argv:
+        mine = argparse.ArgumentParser()
+        _arguments(mine)
+        serve(mine.parse_args())
+    else:
+        main("step", rows, add_arguments=_arguments)

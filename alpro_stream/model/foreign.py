@@ -24,6 +24,8 @@ from alpro_stream.stream.text import Tokenizer
 HEAD_SIZE = 64
 """Length of an attention head in every ViT and BERT that is published; weights do not tell it."""
 
+_ONLY_FOR_FEATURES = ("dual.raw_temperature", "dual.video_projection", "dual.text_projection")
+
 
 @dataclass(frozen=True)
 class ForeignFile:
@@ -129,7 +131,9 @@ def load_foreign(
         answers=answers,
     )
     model = description.build()
-    report = load_by_name(model, parameters, str(file.path), skipped=skipped)
+    # LAVIS's question answering models have none of what only features need; answers do not need it either.
+    fresh = _ONLY_FOR_FEATURES if task == "question_answering" else ()
+    report = load_by_name(model, parameters, str(file.path), skipped=skipped, fresh=fresh)
     return LoadedModel(description, model.eval(), tokenizer), report
 
 
@@ -188,5 +192,4 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "intermediate_size": shape("text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
             "max_positions": shape("text_encoder.embeddings.position_embeddings.weight")[0],
         },
-        "projection_size": shape("vision_proj.weight")[0],
-    }
+    } | ({"projection_size": shape("vision_proj.weight")[0]} if "vision_proj.weight" in names else {})

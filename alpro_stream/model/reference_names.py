@@ -49,7 +49,7 @@ _HEADS: dict[Task, tuple[str, ...]] = {
 def reference_task(names: Iterable[str]) -> Task | None:
     """What a file of the authors' names was trained for; None when these are not their names."""
     heads = {name.partition(".")[0] for name in names}
-    if not {"visual_encoder", "text_encoder", "temp"} <= heads:
+    if not {"visual_encoder", "text_encoder"} <= heads or not {"temp", "classifier"} & heads:
         return None
     if "mpm_head" in heads:
         return "pretrain"

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.prompter.labels import Labeller
 
 
@@ -60,6 +61,8 @@ def serve(
     try:
         torch.set_num_threads(num_threads)
         labeller = make_labeller()
+        if labeller.device.type == "cpu":
+            keep_freed_memory()
         pipe.send(("ready", os.getpid()))
         while (request := pipe.recv()) is not None:
             sequence, slot, size, num_frames, kind = request

@@ -97,8 +97,11 @@ def start_from_trained(
     own = model.state_dict()
     if tuple(entities) != tuple(theirs):
         own = {name: tensor for name, tensor in own.items() if not name.startswith("pem_head")}
-    skipped += [name for name in found if name not in own]
-    found = {name: tensor for name, tensor in found.items() if name in own}
+    # Heads may be left out, and by a dual encoder what lies above it; layers of an encoder may not.
+    optional = _HEADS if isinstance(model, AlproModel) else (*_HEADS, "multimodal")
+    unused = [name for name in found if name not in own and name.startswith(optional)]
+    skipped += unused
+    found = {name: tensor for name, tensor in found.items() if name not in unused}
     report = load_by_name(model, found, str(source), skipped=skipped, fresh=(*_HEADS, *_absent_encoder(found)))
     logger.info("%s", report)
     return report

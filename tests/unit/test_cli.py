@@ -71,7 +71,8 @@ def test_the_first_failure_ends_the_others_and_is_the_status():
 
 
 def test_children_end_when_their_parent_is_killed():
-    child = "import time; print('up', flush=True); time.sleep(600)"
+    # One write each: lines of two processes that print may mix.
+    child = "import os, time; os.write(1, b'up' + os.linesep.encode()); time.sleep(600)"
     parent = f"from alpro_launch.processes import run; import sys; run([sys.executable, '-c', {child!r}], [{{}}, {{}}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -79,6 +79,21 @@ def test_a_released_pretraining_file_takes_the_first_words_of_its_entities(tmp_p
     assert Alpro.from_pretrained(tmp_path / "out").description.entities == ("dog", "cat")
 
 
+def test_an_answering_file_trained_in_lavis_has_no_projections(tmp_path, tokenizer, capsys):
+    model = make(tokenizer, "question_answering", answers=["a", "b"])
+    named = to_reference(model.model.state_dict(), "question_answering", 1)
+    unused = ("temp", "vision_proj", "text_proj")
+    plain = {name: tensor for name, tensor in named.items() if not name.startswith(unused)}
+    torch.save({"model": plain, "epoch": 3}, tmp_path / "lavis.pth")
+    (tmp_path / "answers.txt").write_text("yes\nno\n")
+    arguments = ["--tokenizer", str(tokenizer), "--answers", str(tmp_path / "answers.txt")]
+    assert main(["export", str(tmp_path / "lavis.pth"), str(tmp_path / "qa"), *arguments]) == 0
+    assert "5 start fresh" in capsys.readouterr().out
+    expected = model.answer(IMAGE, "what")
+    found = Alpro.from_pretrained(tmp_path / "qa", device="cpu").answer(IMAGE, "what")
+    assert [answer.probability for answer in found] == [answer.probability for answer in expected]
+
+
 def test_sizes_and_task_of_a_released_file_can_be_changed(tmp_path, tokenizer):
     released(tokenizer, tmp_path / "pretrain.pt", "pretrain", entities=["dog", "cat"])
     options = ["--tokenizer", str(tokenizer), "--task", "retrieval", "--num-tokens", "20"]

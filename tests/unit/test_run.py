@@ -1,7 +1,6 @@
 """A run's configuration, and what `train` refuses or reports."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -152,8 +151,14 @@ def test_checkpointing_and_compiling_change_no_loss(corpus, prompter, tmp_path, 
     changes = pretrain(prompter, **{"losses.pem.threshold": 0.0}) if task == "pretrain" else {}
     # Compiled dropout draws other numbers.
     changes |= {"train.max_steps": 2, "model.text.dropout": 0.0, "model.video.drop_path": 0.0}
-    # What inductor would make of it takes minutes; a graph break is an error either way.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile_function, compiled = torch.compile, []
+
+    def trace_only(function, **options):
+        """What inductor would make of the graph takes minutes."""
+        compiled.append(options["fullgraph"])
+        return compile_function(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace_only)
     switches = {"plain": {}, "checkpointing": {"train.engine.activation_checkpointing": True}}
     switches["both"] = {**switches["checkpointing"], "train.engine.compile": True}
     lines = {}
@@ -161,6 +166,7 @@ def test_checkpointing_and_compiling_change_no_loss(corpus, prompter, tmp_path, 
         torch._dynamo.reset()
         train(run_of(corpus, tmp_path / name, {**changes, **switch}))
         lines[name] = read_metrics(tmp_path / name)
+    assert compiled == [True] * (2 if task == "pretrain" else 1)
     assert len(lines["plain"]) == 2
     for step, line in enumerate(lines["plain"]):
         for key in [key for key in line if "loss/" in key] + ["gradient_norm"]:

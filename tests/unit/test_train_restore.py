@@ -219,7 +219,7 @@ def test_encoders_of_another_size_are_refused_and_nothing_is_changed(pretrained,
     assert_equal_parameters(model.state_dict(), before)
 
 
-def test_fewer_multimodal_layers_than_the_source_are_refused(pretrained, tokenizer, corpus, prompter, tmp_path):
+def test_fewer_multimodal_layers_than_the_source_are_refused(corpus, tokenizer, tmp_path):
     deeper = {"losses.pem.weight": 0, "model.text.num_multimodal_layers": 2}
     train(run_of(corpus, tmp_path / "deeper", task="pretrain", **deeper))
     model = fresh("pretrain", tokenizer)
