@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import model_validator
 
-from alpro_stream.config import Config, save_config
+from alpro_stream.config import Config, save_config, validate
 from alpro_stream.errors import CheckpointError, ConfigError
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
 from alpro_stream.manifest import KINDS, Kind
@@ -72,6 +72,11 @@ class RunConfig(Config):
     def _fits_together(self) -> Self:
         if self.task == "pretrain" and self.losses.pem.weight and self.prompter is None:
             raise ValueError("PEM needs a prompter: set prompter.checkpoint, or losses.pem.weight=0")
+        if self.task == "pretrain" and self.losses.vtm and self.stream.global_batch < 2 * self.stream.num_lanes:
+            raise ValueError(
+                f"stream.global_batch {self.stream.global_batch} over stream.num_lanes {self.stream.num_lanes} leaves "
+                "one sample in a lane, where VTM finds no negative: use fewer lanes, or losses.vtm=0"
+            )
         return self
 
     @property
@@ -289,13 +294,14 @@ def _check_prompter(config: RunConfig, theirs: ModelConfig) -> None:
 
 def _description(config: RunConfig, data: _Data) -> ModelDescription:
     """What a reader of the weights needs to know."""
-    return ModelDescription(
-        task=config.task,
-        model=config.model,
-        vocab_size=data.tokenizer.vocab_size,
-        num_tokens=config.stream.text.num_tokens,
-        entities=tuple(data.entities),
-    )
+    values = {
+        "task": config.task,
+        "model": config.model,
+        "vocab_size": data.tokenizer.vocab_size,
+        "num_tokens": config.stream.text.num_tokens,
+        "entities": tuple(data.entities),
+    }
+    return validate(ModelDescription, values, source="stream and model")
 
 
 def _operations(config: RunConfig, data: _Data, kind: Kind) -> float:

@@ -9,15 +9,16 @@ README = Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def section(demo: dict[str, Any], step: dict[str, Any]) -> str:
+def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any]) -> str:
     """The table and the sentence above it.
 
     Args:
         demo: result of `benchmarks/demo.py`.
-        step: result of `benchmarks/end_to_end.py`.
+        loop: result of `benchmarks/end_to_end.py`.
+        step: result of `benchmarks/step.py`.
     """
     machine = demo["machine"]
-    figures, parts = _values(demo), _values(step)
+    figures, parts, base = _values(demo), _values(loop), _values(step)
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
     lines = [
         f"Measured on {machine['num_cores']:g} cores ({machine['cpu']}), {gpus}:",
@@ -29,9 +30,12 @@ def section(demo: dict[str, Any], step: dict[str, Any]) -> str:
         f"| R@1 text to video, on the clips it was trained on: VTC / VTM / chance "
         f"| {figures['VTC text to video R@1']:.0f} % / {figures['VTM text to video R@1']:.0f} % "
         f"/ {_limit(demo, 'VTC text to video R@1'):.0f} % |",
-        f"| pre-training step: {parts['throughput']:.0f} clips/s, of which waiting for data "
+        f"| pre-training step of the demo: {parts['throughput']:.0f} clips/s, of which waiting for data "
         f"| {100 * parts['data wait'] / parts['step']:.1f} % |",
         f"| waiting for the prompter | {100 * parts['prompter wait'] / parts['step']:.1f} % |",
+        f"| step of the published model, batch 4, fp32: rate of its operations over that of a plain matrix product "
+        f"| {100 * base['operations over matrix product']:.0f} % |",
+        f"| and over the same step in separate passes | {base['step over literal']:.2f} x |",
         "",
         "The recall is memorisation of a small set, not quality. More in [benchmarks/results](benchmarks/results).",
     ]
@@ -47,8 +51,9 @@ def fill(readme: str, text: str) -> str:
 
 def current() -> str:
     """The README as it should be for the committed results."""
-    demo, step = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("demo", "end_to_end"))
-    return fill(README.read_text(encoding="utf-8"), section(demo, step))
+    names = ("demo", "end_to_end", "step")
+    demo, loop, step = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    return fill(README.read_text(encoding="utf-8"), section(demo, loop, step))
 
 
 def _values(result: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Clocks that several benchmarks share."""
 
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,9 +13,9 @@ import torch
 def matrix_product_rate(
     size: int = 1024, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", count: int = 12
 ) -> float:
-    """Floating point operations a second of a plain matrix product, with torch's threads; the best of `count`."""
+    """Floating point operations a second of a plain matrix product, with torch's threads; the median of `count`."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * size**3 / min(repeat(lambda: torch.mm(a, b), count))
+    return 2.0 * size**3 / statistics.median(repeat(lambda: torch.mm(a, b), count))
 
 
 def wait_for_device() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alpro_stream.config import with_overrides
+from alpro_stream.config import validate, with_overrides
 from alpro_stream.errors import CheckpointError
 from alpro_stream.model.alpro import ModelConfig, Task
 from alpro_stream.model.folder import LoadedModel, ModelDescription, check_vocabulary
@@ -122,14 +122,15 @@ def load_foreign(
     parameters, skipped = file.parameters(task, config)
     entities = _fitting(entities, parameters, "pem_head.2.bias", "entities", file.path)
     answers = _fitting(answers, parameters, "answer_head.2.bias", "answers", file.path)
-    description = ModelDescription(
-        task=task,
-        model=config,
-        vocab_size=file.vocab_size,
-        num_tokens=tokenizer.num_tokens,
-        entities=entities,
-        answers=answers,
-    )
+    values = {
+        "task": task,
+        "model": config,
+        "vocab_size": file.vocab_size,
+        "num_tokens": tokenizer.num_tokens,
+        "entities": entities,
+        "answers": answers,
+    }
+    description = validate(ModelDescription, values, source=str(file.path))
     model = description.build()
     # LAVIS's question answering models have none of what only features need; answers do not need it either.
     fresh = _ONLY_FOR_FEATURES if task == "question_answering" else ()

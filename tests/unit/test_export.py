@@ -115,6 +115,7 @@ def test_sizes_and_task_of_a_released_file_can_be_changed(tmp_path, tokenizer):
         (["--tokenizer", "{}", "--task", "retrieval", "video.image_size=40"], "multiple of patch_size"),
         (["--tokenizer", "{}", "--task", "retrieval", "video.width=128", "text.width=128"], "has shape"),
         (["--tokenizer", "nothing/there/at/all"], "no tokenizer at"),
+        (["--tokenizer", "{}", "--task", "retrieval", "--num-tokens", "600"], "num_tokens 600 .* 512 positions"),
     ],
 )
 def test_what_cannot_be_exported_is_said(tmp_path, tokenizer, capsys, options, words):

@@ -45,6 +45,17 @@ def test_pem_needs_a_prompter(corpus, tmp_path):
     assert not run_of(corpus, tmp_path, {"task": "pretrain", "losses.pem.weight": 0}).uses_pem
 
 
+def test_vtm_needs_two_samples_in_a_lane(corpus, prompter, tmp_path):
+    with pytest.raises(ConfigError, match=r"stream\.global_batch 4 over stream\.num_lanes 4 leaves one sample"):
+        run_of(corpus, tmp_path, pretrain(prompter, **{"stream.global_batch": 4}))
+    assert run_of(corpus, tmp_path, {"stream.global_batch": 4}).task == "prompter"
+
+
+def test_captions_longer_than_the_text_encoder_are_refused(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"num_tokens 600 is more than the 512 positions"):
+        train(run_of(corpus, tmp_path, {"stream.text.num_tokens": 600}))
+
+
 def test_micro_batches_must_divide_the_lanes_of_a_rank(corpus, tmp_path):
     run = run_of(corpus, tmp_path, {"train.engine.num_micro_batches": 3})
     with pytest.raises(ConfigError, match="num_micro_batches 3 does not divide the 4 lanes of a rank"):
