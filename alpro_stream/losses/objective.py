@@ -121,8 +121,8 @@ class DualObjective(nn.Module):
 class PretrainObjective(nn.Module):
     """VTC, VTM, MLM and PEM (paper, section 3).
 
-    Two pure functions of tensors, `_encode` and `_losses`, with the exchange between ranks between them: so each can
-    be compiled whole.
+    Two pure functions of tensors, `_encode` and `_fused_losses`, can each be compiled whole. Between them the ranks
+    exchange features for VTC.
     """
 
     def __init__(self, model: AlproModel, config: ObjectiveConfig) -> None:
@@ -134,7 +134,9 @@ class PretrainObjective(nn.Module):
     def compile_parts(self) -> None:
         """Compiles both functions; a graph break is an error."""
         self._encode = torch.compile(self._encode, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
-        self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+        self._fused_losses = torch.compile(  # type: ignore[method-assign]
+            self._fused_losses, fullgraph=True, dynamic=False
+        )
 
     def forward(
         self,
@@ -157,8 +159,12 @@ class PretrainObjective(nn.Module):
         if gather is None:
             return encoded.video_BE, encoded.text_BE
         assert counts is not None
-        others = gather(encoded.video_BE.detach(), encoded.text_BE.detach())
-        values = self._losses(encoded, _Targets.of(batch), others, shares, counts, soft_labels)
+        values: dict[str, Tensor] = {}
+        if self._weights["vtc"]:
+            others = gather(encoded.video_BE.detach(), encoded.text_BE.detach())
+            values["vtc"] = global_vtc(encoded.video_BE, encoded.text_BE, others, self.model.dual, shares)
+        if any(self._weights[name] for name in ("vtm", "mlm", "pem")):
+            values |= self._fused_losses(encoded, _Targets.of(batch), counts, soft_labels)
         total = torch.stack([self._weights[name] * value for name, value in values.items()]).sum() * shares
         # VTC's value is already the global one on every share; the others are this share's part of it.
         return Terms(total, {n: v.detach() / (shares if n == "vtc" else 1) for n, v in values.items()})
@@ -174,21 +180,11 @@ class PretrainObjective(nn.Module):
         text, features = self.model.dual.encode_text(ids, mask)
         return _Encoded(video_BND, video_BE, text[:size], features[:size], text[size:])
 
-    def _losses(
-        self,
-        encoded: "_Encoded",
-        targets: "_Targets",
-        others: GlobalFeatures,
-        shares: int,
-        counts: GlobalCounts,
-        soft_labels: SoftLabels | None,
+    def _fused_losses(
+        self, encoded: "_Encoded", targets: "_Targets", counts: GlobalCounts, soft_labels: SoftLabels | None
     ) -> dict[str, Tensor]:
-        """The losses that have a weight; VTC's is that of the global batch, the others are shares of theirs."""
+        """Those of VTM, MLM and PEM that have a weight: this micro-batch's shares of the global values."""
         values: dict[str, Tensor] = {}
-        if self._weights["vtc"]:
-            values["vtc"] = global_vtc(encoded.video_BE, encoded.text_BE, others, self.model.dual, shares)
-        if not any(self._weights[name] for name in ("vtm", "mlm", "pem")):
-            return values
         size = len(encoded.video_BND)
         fusing, valid_B = self._begin_fusion(encoded, targets)
         if self._weights["vtm"] or self._weights["pem"]:
