@@ -98,6 +98,14 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     return [] if ours == theirs else [f"{prefix}: {ours!r} != {theirs!r}"]
 
 
+def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """The overrides ``key=value`` that turn one plain tree into another with the same keys."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = {key: f"{prefix}.{key}" if prefix else str(key) for key in after}
+        return [line for key, name in names.items() for line in changes(before.get(key), after[key], name)]
+    return [] if before == after else [f"{prefix}={after}"]
+
+
 def _override(tree: Any, override: str) -> None:
     """Applies ``key.path=value`` in place; ``key.0.path`` and ``key[0].path`` reach into lists."""
     key, separator, text = override.partition("=")

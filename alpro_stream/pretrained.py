@@ -16,11 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch import Tensor
 
-from alpro_stream.errors import CheckpointError, ConfigError, DataError
+from alpro_stream.errors import CheckpointError, ConfigError, DataError, MediaError
 from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings, embed_texts
 from alpro_stream.evaluate.retrieval import matching_scores
 from alpro_stream.manifest import kind_of
-from alpro_stream.media import fetched, is_address, read_image, sparse_frames
+from alpro_stream.media import fetched, is_address, read_image, sparse_frames, square_rgb
 from alpro_stream.model.alpro import AlproModel
 from alpro_stream.model.folder import LoadedModel, ModelDescription, read_model, write_model
 from alpro_stream.model.pixels import normalise
@@ -34,10 +34,8 @@ Video: TypeAlias = str | Path | Image.Image | Sequence[Image.Image | Pixels] | P
 (H, W, 3), or a float tensor (T, 3, H, W) that is prepared already (`alpro_stream.model.pixels.normalise`)."""
 
 _BATCH_SIZE = 16
-_FRAMES_PER_S, _MAX_FRAMES = (
-    3.0,
-    64,
-)  # As `alpro shard` stores them, so that a file and its shard show the same moments.
+# As `alpro shard` stores them, so that a file and its shard show the same moments.
+_FRAMES_PER_S, _MAX_FRAMES = 3.0, 64
 
 
 class Answer(NamedTuple):
@@ -81,9 +79,7 @@ class Alpro(
             CheckpointError: nothing there, or not a whole model of this program.
         """
         path = Path(source)
-        if path.is_file():
-            raise CheckpointError(f"{path} is a file; make a model folder of it first: alpro export {path} FOLDER")
-        if path.is_dir():
+        if path.exists() and str(source):
             source = model_folder(path)
         elif len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", ".."):
             raise CheckpointError(f"{path}: no such folder; give that of an exported model, a run or a checkpoint")
@@ -121,9 +117,11 @@ class Alpro(
         Of a video, `num_frames` frames spread over all of it are seen, each whole and resized to a square.
 
         Raises:
-            MediaError: a file or an address gives no frames.
+            MediaError: a file or an address gives no frames; the message names it.
             DataError: pixels of the wrong shape or type, or not finite.
+            ConfigError: prepared pixels of another size than the model's, or a model that only answers.
         """
+        self._check_features()
         return self._videos(videos).feature_VE
 
     @torch.inference_mode()
@@ -132,7 +130,9 @@ class Alpro(
 
         Raises:
             DataError: no text.
+            ConfigError: a model that only answers.
         """
+        self._check_features()
         return self._texts(texts).feature_CE
 
     def similarity(self, videos: Video | Sequence[Video], texts: str | Sequence[str]) -> Tensor:
@@ -157,6 +157,7 @@ class Alpro(
 
         Raises:
             ConfigError: this model was not trained to answer questions.
+            DataError: more than one question or video, or no answer asked for.
         """
         model = self._multimodal()
         if model.answer_head is None:
@@ -164,7 +165,12 @@ class Alpro(
                 f"a {self.description.task} model cannot answer: it has no answer head; use one that was fine-tuned "
                 "for question answering"
             )
-        texts, videos = self._texts(question), self._videos([video])
+        texts, videos = self._texts(question), self._videos(video)
+        if top < 1 or len(texts.feature_CE) != 1 or len(videos.feature_VE) != 1:
+            raise DataError(
+                f"top={top}, {len(texts.feature_CE)} questions, {len(videos.feature_VE)} videos; expected one question "
+                "about one video, and at least one answer"
+            )
         cls_B1D = model.multimodal(texts.text_CLD, texts.mask_CL, videos.tokens_VND, num_tokens=1)
         probabilities_A = model.answer_logits(cls_B1D[:, 0]).float().softmax(dim=1)[0]
         order = probabilities_A.argsort(descending=True).tolist()
@@ -177,8 +183,17 @@ class Alpro(
             raise ConfigError("a prompter is a dual encoder and fuses nothing; use `similarity`")
         return self.model
 
+    def _check_features(self) -> None:
+        if self.description.task == "question_answering":
+            raise ConfigError(
+                "the features of a question answering model are not trained: it has `answer`; use a model that was "
+                "trained with VTC (prompter, pretrain, retrieval)"
+            )
+
     def _texts(self, texts: str | Sequence[str]) -> TextEmbeddings:
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        if wrong := [text for text in listed if not isinstance(text, str)]:
+            raise DataError(f"a text is a {type(wrong[0]).__name__}, expected a str")
         if not listed:
             raise DataError("no text was given")
         return embed_texts(self._loaded.dual, listed, self.tokenizer, _BATCH_SIZE)
@@ -214,6 +229,8 @@ def _listed(videos: Video | Sequence[Video]) -> list[Video]:
         return [videos]
     if isinstance(videos, Tensor | np.ndarray):
         return list(videos) if videos.ndim == 5 else [videos]
+    if not isinstance(videos, Iterable):
+        raise DataError(f"a video is a {type(videos).__name__}; expected a path, an address, pictures or pixels")
     items = list(videos)
     if items and all(_is_picture(item) for item in items):
         return [items]  # type: ignore[list-item]
@@ -229,30 +246,35 @@ def _read(place: str, size: int) -> tuple[list[Pixels], bool]:
     is_image = kind_of(place.partition("?")[0] if is_address(place) else place) == "image"
     with ExitStack() as stack:
         path = stack.enter_context(fetched(place)) if is_address(place) else Path(place)
-        if is_image:
-            return [read_image(path, size)[0]], True
-        return list(sparse_frames(path, fps=_FRAMES_PER_S, max_frames=_MAX_FRAMES, size=size).frames), False
+        try:
+            if is_image:
+                return [read_image(path, size)[0]], True
+            return list(sparse_frames(path, fps=_FRAMES_PER_S, max_frames=_MAX_FRAMES, size=size).frames), False
+        except MediaError as error:
+            raise MediaError(f"{place}: {error}") from error
 
 
 def _resized(video: Any, size: int) -> tuple[list[Pixels], bool]:
     """Pictures at the model's size, and whether it was a single one."""
     is_image = _is_picture(video)
-    pictures: Iterable[Any] = [video] if is_image else video
+    pictures = [video] if is_image else list(video)
+    if not pictures:
+        raise DataError("a video without frames")
     return [_square(picture, size) for picture in pictures], is_image
 
 
 def _square(picture: Any, size: int) -> Pixels:
-    if isinstance(picture, Tensor):
-        picture = picture.cpu().numpy()
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise DataError(
-                f"a frame of shape {picture.shape} and type {picture.dtype}; expected (height, width, 3) uint8, or a "
-                "float tensor (frames, 3, height, width) that is normalised already"
-            )
-        picture = Image.fromarray(picture)
-    small = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(small)
+    if isinstance(picture, Image.Image):
+        return square_rgb(picture, size)
+    if not isinstance(picture, np.ndarray | Tensor):
+        raise DataError(f"a frame is a {type(picture).__name__}; expected a PIL picture or pixels")
+    is_bytes = picture.dtype in (np.uint8, torch.uint8)
+    if not is_bytes or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise DataError(
+            f"a frame of shape {tuple(picture.shape)} and type {picture.dtype}; expected uint8 (height, width, 3), "
+            "also of a grey picture, or a float tensor (frames, 3, height, width) that is normalised already"
+        )
+    return square_rgb(Image.fromarray(np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture)), size)
 
 
 def _checked(video_TCHW: Tensor, num_frames: int) -> Tensor:

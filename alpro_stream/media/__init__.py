@@ -6,7 +6,7 @@ file behind an address.
 
 from alpro_stream.media.container import UnreadableError
 from alpro_stream.media.frames import SparseFrames, sparse_frames
-from alpro_stream.media.images import encode_jpeg, read_image
+from alpro_stream.media.images import encode_jpeg, read_image, square_rgb
 from alpro_stream.media.probe import SourceInfo, probe_video
 from alpro_stream.media.remote import fetched, is_address
 
@@ -20,4 +20,5 @@ __all__ = [
     "probe_video",
     "read_image",
     "sparse_frames",
+    "square_rgb",
 ]

@@ -56,9 +56,16 @@ def _decode(image: Image.Image, size: int) -> tuple[npt.NDArray[np.uint8], Sourc
     codec = str(image.format).lower()
     image.load()  # the whole file, so that a truncated one is an error and not grey
     upright = ImageOps.exif_transpose(image)
-    rgb = _to_rgb(upright)
-    small = rgb.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(small), SourceInfo(upright.width, upright.height, codec, None, 1)
+    return square_rgb(upright, size), SourceInfo(upright.width, upright.height, codec, None, 1)
+
+
+def square_rgb(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """A picture as RGB of shape [size, size, 3], whatever its aspect ratio, upright by its EXIF orientation.
+
+    Grey, CMYK, palette and 16-bit pictures become RGB; transparent parts are put on white.
+    """
+    rgb = _to_rgb(ImageOps.exif_transpose(image))
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

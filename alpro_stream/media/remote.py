@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from alpro_stream.errors import MediaError
@@ -29,10 +29,13 @@ def fetched(address: str) -> Iterator[Path]:
     Raises:
         MediaError: another scheme, no answer within `TIMEOUT_S`, an error of the server, or a cut-off answer.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise MediaError(f"{address} is no address: {error}") from error
     if parts.scheme not in SCHEMES:
         raise MediaError(f"{address}: cannot fetch {parts.scheme}://; give a file, http:// or https://")
-    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(parts.path).suffix) as file:
+    with tempfile.NamedTemporaryFile() as file:
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
                 shutil.copyfileobj(answer, file)

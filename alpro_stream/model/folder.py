@@ -6,6 +6,7 @@
         config.json        task, sizes, vocabulary size, entities, answers (`ModelDescription`, format 1)
         model.safetensors  the parameters by our names, float32
         tokenizer/         as `transformers` writes it
+        README.md          the hub's model card, where it was exported
 """
 
 import json

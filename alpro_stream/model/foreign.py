@@ -17,6 +17,7 @@ from alpro_stream.model.reference_names import (
     num_reference_text_layers,
     prompter_part,
     reference_task,
+    without_bert,
 )
 from alpro_stream.model.weight_files import read_tensors
 from alpro_stream.stream.text import Tokenizer
@@ -62,7 +63,7 @@ class ForeignFile:
         Raises:
             ConfigError: an override that cannot be used.
         """
-        return with_overrides(ModelConfig, _sizes(self.tensors), overrides, source=str(self.path))
+        return with_overrides(ModelConfig, _sizes(self.tensors, self.path), overrides, source=str(self.path))
 
     def parameters(self, task: Task, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
         """The parameters of a task under our names, and the names that it does not use."""
@@ -80,16 +81,15 @@ def open_foreign(path: Path, *, prompter: bool = False) -> ForeignFile:
         CheckpointError: it cannot be read, or its names are not theirs.
     """
     tensors = read_tensors(path)
-    if reference_task(tensors) is None:
+    task = reference_task(tensors)
+    if task is None:
         raise CheckpointError(
             f"{path} holds {len(tensors)} tensors that begin with {next(iter(tensors))!r}: these are not the names of "
             "ALPRO's or LAVIS's models; a ViT, a TimeSformer or a BERT is named by model.video.pretrained or "
             "model.text.pretrained"
         )
     if prompter:
-        tensors = prompter_part(tensors)
-    task: Task | None = "prompter" if prompter else reference_task(tensors)
-    assert task is not None
+        return ForeignFile(path, "prompter", prompter_part(tensors, str(path)))
     return ForeignFile(path, task, tensors)
 
 
@@ -135,6 +135,8 @@ def load_foreign(
     # LAVIS's question answering models have none of what only features need; answers do not need it either.
     fresh = _ONLY_FOR_FEATURES if task == "question_answering" else ()
     report = load_by_name(model, parameters, str(file.path), skipped=skipped, fresh=fresh)
+    for name in report.missing:  # Not random: two readings of a file must be the same model.
+        model.state_dict()[name].zero_()
     return LoadedModel(description, model.eval(), tokenizer), report
 
 
@@ -148,7 +150,7 @@ def _fitting(
     """
     if name not in parameters:
         return ()
-    num_outputs = len(parameters[name])
+    num_outputs = parameters[name].numel()
     fits = len(words) >= num_outputs if what == "entities" else 0 < len(words) <= num_outputs
     if not fits:
         raise CheckpointError(
@@ -158,39 +160,42 @@ def _fitting(
     return (*words[:num_outputs], *[""] * (num_outputs - len(words)))
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """The plain tree of a `ModelConfig`."""
     video = "visual_encoder.model."
-    names = {name.replace("text_encoder.bert.", "text_encoder.", 1): name for name in tensors}
+    plain = {without_bert(name): tensor for name, tensor in tensors.items()}
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in names:
-            raise CheckpointError(f"{name} is not among the weights; this file is not a whole model")
-        return tuple(tensors[names[name]].shape)
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in plain:
+            raise CheckpointError(f"{path}: {name} is not among the weights; this file is not a whole model")
+        found = tuple(plain[name].shape)
+        if len(found) != ndim or 0 in found:
+            raise CheckpointError(f"{path}: {name} has shape {found}, expected {ndim} dimensions")
+        return found
 
-    width, _, _, patch_size = shape(video + "patch_embed.proj.weight")
-    grid = round((shape(video + "pos_embed")[1] - 1) ** 0.5)
+    width, _, _, patch_size = shape(video + "patch_embed.proj.weight", 4)
+    grid = round((shape(video + "pos_embed", 3)[1] - 1) ** 0.5)
     depth = len({name.split(".")[3] for name in tensors if name.startswith(video + "blocks.")})
     num_layers = num_reference_text_layers(tensors)
     # Every file of theirs has a matching head, used or not, and both halves; a prompter that we wrote has neither.
-    num_lower = num_layers // 2 if {"itm_head.weight", "classifier.0.weight"} & names.keys() else num_layers
-    text_width = shape("text_encoder.embeddings.word_embeddings.weight")[1]
+    num_lower = num_layers // 2 if {"itm_head.weight", "classifier.0.weight"} & plain.keys() else num_layers
+    text_width = shape("text_encoder.embeddings.word_embeddings.weight", 2)[1]
     return {
         "video": {
             "image_size": grid * patch_size,
             "patch_size": patch_size,
-            "num_frames": shape(video + "time_embed")[1],
+            "num_frames": shape(video + "time_embed", 3)[1],
             "width": width,
             "depth": depth,
             "num_heads": max(1, width // HEAD_SIZE),
-            "mlp_ratio": shape(video + "blocks.0.mlp.fc1.weight")[0] / width,
+            "mlp_ratio": shape(video + "blocks.0.mlp.fc1.weight", 2)[0] / width,
         },
         "text": {
             "width": text_width,
             "num_layers": num_lower,
             "num_multimodal_layers": num_layers - num_lower or num_lower,
             "num_heads": max(1, text_width // HEAD_SIZE),
-            "intermediate_size": shape("text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
-            "max_positions": shape("text_encoder.embeddings.position_embeddings.weight")[0],
+            "intermediate_size": shape("text_encoder.encoder.layer.0.intermediate.dense.weight", 2)[0],
+            "max_positions": shape("text_encoder.embeddings.position_embeddings.weight", 2)[0],
         },
-    } | ({"projection_size": shape("vision_proj.weight")[0]} if "vision_proj.weight" in names else {})
+    } | ({"projection_size": shape("vision_proj.weight", 2)[0]} if "vision_proj.weight" in plain else {})

@@ -67,7 +67,7 @@ def load_by_name(
             f"{source}: the model has no place for {some(unknown)}; load it into the kind of model it was saved from"
         )
     missing = [name for name in own if name not in found]
-    if undeclared := [name for name in missing if not name.startswith(tuple(fresh))] if fresh else missing:
+    if undeclared := [name for name in missing if not name.startswith(tuple(fresh))]:
         raise CheckpointError(
             f"{source}: {some(undeclared)} not in it; use weights of the same kind of model, with the configured "
             "number of layers"
@@ -77,6 +77,8 @@ def load_by_name(
         fitted[name] = _fit(name, tensor, own[name].shape, source)
         if tensor.shape != own[name].shape:
             resized.append(f"{name} {tuple(tensor.shape)} -> {tuple(own[name].shape)}")
+    if counts := [name for name, tensor in fitted.items() if not tensor.is_floating_point()]:
+        raise CheckpointError(f"{source}: {some(counts)} has whole numbers, expected weights")
     if wrong := [name for name, tensor in fitted.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{source}: {some(wrong)} has values that are not finite; these weights are of no use")
     for name, tensor in fitted.items():

@@ -57,7 +57,7 @@ class Operations:
 def pretraining_operations(
     config: ModelConfig, num_tokens: int, vocab_size: int, heads: Heads, num_frames: int | None = None
 ) -> Operations:
-    """Operations of one sample in a pre-training step with four losses.
+    """Operations of one sample in a pre-training step with four losses, whatever their weights; PEM needs entities.
 
     Clean and masked text are encoded; four pairs are fused: the positive one, two hard negatives, the masked text.
 
@@ -76,7 +76,7 @@ def pretraining_operations(
     projections = 2 * 3 * width * config.projection_size  # Video, clean text, masked text.
     vtm = 2 * 3 * width * 2
     mlm = 2 * num_tokens * (width**2 + width * vocab_size)
-    pem = 2 * (2 * width**2 + 2 * width * heads.num_entities)
+    pem = 2 * (2 * width**2 + 2 * width * heads.num_entities) if heads.num_entities else 0
     prompter = video + 2 * config.projection_size * (width + heads.num_entities)
     return Operations(video, text, fusion, projections + vtm + mlm + pem, prompter if heads.num_entities else 0.0)
 

@@ -60,11 +60,21 @@ def reference_task(names: Iterable[str]) -> Task | None:
 
 
 def num_reference_text_layers(names: Iterable[str]) -> int:
-    """Layers of the BERT in a file of the authors' names, both halves together."""
-    return 1 + max((int(match[1]) for name in names if (match := _LAYER.fullmatch(_without_bert(name)))), default=-1)
+    """Layers of the BERT in a file of the authors' names, both halves together.
+
+    Raises:
+        CheckpointError: their numbers are not 0, 1, 2, ...
+    """
+    matches = [_LAYER.fullmatch(without_bert(name)) for name in names]
+    numbers = {int(match[1]) for match in matches if match}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(
+            f"the text layers are numbered {some([str(n) for n in sorted(numbers)])}, not 0, 1, 2, ..."
+        )
+    return len(numbers)
 
 
-def prompter_part(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def prompter_part(found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """The frozen prompter that a pre-training file of the authors carries, under the names of a prompter's own file.
 
     Raises:
@@ -73,7 +83,7 @@ def prompter_part(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "prompter."
     part = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     if not part:
-        raise CheckpointError("there is no prompter in this file; only pre-training files of the authors carry one")
+        raise CheckpointError(f"{source} carries no prompter; only pre-training files of the authors do")
     return part
 
 
@@ -96,7 +106,7 @@ def from_reference(
     skipped: list[str] = []
     unknown: list[str] = []
     for theirs, tensor in found.items():
-        plain = _without_bert(theirs)
+        plain = without_bert(theirs)
         name = _our_name(plain, num_text_layers)
         if _SKIPPED.fullmatch(plain):
             skipped.append(theirs)
@@ -104,8 +114,10 @@ def from_reference(
             unknown.append(theirs)
         elif name.partition(".")[0] not in ("dual", *_HEADS[task]):
             skipped.append(theirs)
+        elif name in ours:
+            raise CheckpointError(f"{source}: {plain} is in it twice, with and without `bert.`")
         else:
-            ours[name] = tensor.reshape(1) if plain == "temp" else tensor
+            ours[name] = tensor.reshape(-1) if plain == "temp" else tensor
     if unknown:
         raise CheckpointError(f"{source}: {some(unknown)} is no parameter of the authors' models")
     if task == "prompter":
@@ -140,17 +152,19 @@ def to_reference(ours: Mapping[str, Tensor], task: Task, num_text_layers: int) -
 
 def _check_tied(found: Mapping[str, Tensor], source: str) -> None:
     """The authors store two parameters of the MLM head twice; a file in which they differ was changed by hand."""
+    plain = {without_bert(name): tensor for name, tensor in found.items()}
     predictions = "text_encoder.cls.predictions."
     for second, first in (
-        ("decoder.weight", "text_encoder.bert.embeddings.word_embeddings.weight"),
+        ("decoder.weight", "text_encoder.embeddings.word_embeddings.weight"),
         ("decoder.bias", predictions + "bias"),
     ):
         name = predictions + second
-        if name in found and first in found and not torch.equal(found[name], found[first]):
+        if name in plain and first in plain and not torch.equal(plain[name], plain[first]):
             raise CheckpointError(f"{source}: {name} and {first} are one parameter under two names, and differ")
 
 
-def _without_bert(name: str) -> str:
+def without_bert(name: str) -> str:
+    """The name as LAVIS, and the authors' question answering model, write it."""
     return name.replace("text_encoder.bert.", "text_encoder.", 1)
 
 

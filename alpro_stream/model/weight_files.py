@@ -16,6 +16,9 @@ WEIGHTS_FILE = "model.safetensors"
 _WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module")
 """Keys under which training programs put the weights beside optimizer state and the like."""
 
+_MAX_WRAPPERS = 4
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a file of `torch.save`, by name and on the CPU.
@@ -31,6 +34,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _unwrap(_read_torch(path), path)
     if not found:
         raise CheckpointError(f"{path} holds no tensors")
+    _check_plain(found, path)
     prefix = "module."
     if all(name.startswith(prefix) for name in found):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
@@ -64,8 +68,10 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(found, Mapping):
-        inner = next((key for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
+    for _ in range(_MAX_WRAPPERS):  # A damaged file may hold itself.
+        inner = next(
+            (key for key in _WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None
+        )
         if inner is None:
             break
         found = found[inner]
@@ -77,3 +83,12 @@ def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, expected a tensor")
     return dict(found)
+
+
+def _check_plain(found: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in found.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: {name} is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device.type}; expected a "
+                "dense one of 16, 32 or 64 bit floating point numbers (or of int64, for position ids)"
+            )

@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 from alpro_stream.errors import CheckpointError
 from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.model.loading import LoadReport, load_by_name
-from alpro_stream.model.text_encoder import MlmHead, MultimodalEncoder, TextEncoder
+from alpro_stream.model.text_encoder import MlmHead, MultimodalEncoder, TextEncoder, TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoder
 from alpro_stream.model.weight_files import read_tensors
 
@@ -50,7 +50,7 @@ def start_video_from_vit(encoder: VideoEncoder, source: str) -> LoadReport:
     Raises:
         CheckpointError: neither a file nor a timm model, a parameter is missing, or a size differs.
     """
-    found = _read_vit(source)
+    found = _read_vit(source, encoder.config.num_heads)
     own = encoder.state_dict()
     skipped = [name for name in found if _is_above(name, len(encoder.blocks))]
     used = {name: tensor for name, tensor in found.items() if name not in skipped}
@@ -81,7 +81,7 @@ def start_text_from_bert(
     Raises:
         CheckpointError: not a BERT, too few layers, or a size differs.
     """
-    found = _read_bert(source)
+    found = _read_bert(source, text.config)
     ours = nn.ModuleDict({"text_encoder": text})
     names = {f"text_encoder.{name}": f"bert.{name}" for name in text.state_dict()}
     if multimodal is not None:
@@ -99,7 +99,7 @@ def start_text_from_bert(
     return load_by_name(ours, taken, source, skipped=skipped, fresh=("mlm_head",))
 
 
-def _read_vit(source: str) -> dict[str, Tensor]:
+def _read_vit(source: str, num_heads: int) -> dict[str, Tensor]:
     if Path(source).is_file():
         found = read_tensors(Path(source))
         # TimeSformer's own files hold the network inside a wrapper module.
@@ -107,9 +107,15 @@ def _read_vit(source: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     if timm.is_model(source) or source.startswith(("hf-hub:", "hf_hub:")):
         try:
-            return dict(timm.create_model(source, pretrained=True).state_dict())
+            model = timm.create_model(source, pretrained=True)
         except Exception as error:  # timm and the hub client have no common base of their errors
             raise CheckpointError(f"{source}: cannot read this ViT: {error}") from error
+        theirs = getattr(model.blocks[0].attn, "num_heads", None) if hasattr(model, "blocks") else None
+        if theirs != num_heads:  # Weights of other heads have the same shapes.
+            raise CheckpointError(
+                f"{source} is no ViT of {num_heads} heads (video.num_heads), it has {theirs or 'none'}"
+            )
+        return dict(model.state_dict())
     raise CheckpointError(
         f"{source}: neither a file nor a model that timm knows; give the path of a .safetensors or .pth file, "
         "or a name such as vit_base_patch16_224"
@@ -122,7 +128,7 @@ def _is_above(name: str, depth: int) -> bool:
     return first in ("head", "pre_logits") or (first == "blocks" and int(rest.partition(".")[0]) >= depth)
 
 
-def _read_bert(source: str) -> dict[str, Tensor]:
+def _read_bert(source: str, config: TextEncoderConfig) -> dict[str, Tensor]:
     try:
         model, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True, weights_only=True)
     except Exception as error:  # transformers and the hub client have no common base of their errors
@@ -130,6 +136,12 @@ def _read_bert(source: str) -> dict[str, Tensor]:
             f"{source}: cannot read this BERT: {error}; give a local folder with config.json and "
             "model.safetensors, or a hub name such as bert-base-uncased"
         ) from error
+    ours = config.bert_config(model.config.vocab_size)
+    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):  # Weights do not tell these.
+        if getattr(model.config, name) != getattr(ours, name):
+            raise CheckpointError(
+                f"{source}: its {name} is {getattr(model.config, name)} and that of the model {getattr(ours, name)}"
+            )
     fresh = set(info["missing_keys"])
     return {name: tensor for name, tensor in model.state_dict().items() if name not in fresh}
 

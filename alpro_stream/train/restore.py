@@ -50,6 +50,13 @@ def model_folder(path: Path) -> Path:
     Raises:
         CheckpointError: neither is there.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give an exported model, a run or a checkpoint")
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file; make a model folder of it first: alpro export {path} FOLDER --tokenizer NAME (with "
+            "--prompter for the prompter inside a pre-training file)"
+        )
     is_exported = (path / CONFIG_FILE).is_file() and not (path / STATE_FILE).is_file()
     return path if is_exported else latest_checkpoint(path)
 
@@ -104,6 +111,8 @@ def start_from_trained(
     found = {name: tensor for name, tensor in found.items() if name not in unused}
     report = load_by_name(model, found, str(source), skipped=skipped, fresh=(*_HEADS, *_absent_encoder(found)))
     logger.info("%s", report)
+    if any(name.startswith("multimodal.") for name in report.missing):
+        logger.warning("%s has no multimodal encoder to start from: that of this run starts at random", source)
     return report
 
 

@@ -1,17 +1,20 @@
 """`alpro export`: any trained or released model as a folder for use, or as a file for the authors' code."""
 
 import json
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from alpro_stream.config import Config
+from alpro_stream.config import Config, changes
 from alpro_stream.errors import CheckpointError, ConfigError
 from alpro_stream.model.alpro import Task
 from alpro_stream.model.folder import LoadedModel
-from alpro_stream.model.foreign import load_foreign, open_foreign
+from alpro_stream.model.foreign import ForeignFile, load_foreign, open_foreign
 from alpro_stream.model.reference_names import to_reference
 from alpro_stream.pretrained import Alpro
 from alpro_stream.stream.text import Tokenizer
@@ -56,12 +59,13 @@ def export(source: Path, out: Path, options: ExportOptions) -> list[str]:
     else:
         loaded = load_trained(source, torch.device("cpu"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    if options.format == "authors":
-        text = loaded.description.model.text
-        named = to_reference(loaded.model.state_dict(), loaded.description.task, text.num_layers)
-        torch.save({name: tensor.contiguous() for name, tensor in named.items()}, out)
-    else:
-        Alpro(loaded).save_pretrained(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        aside = Path(folder) / out.name  # Whole or not at all.
+        if options.format == "authors":
+            lines.append(_write_for_authors(loaded, aside))
+        else:
+            Alpro(loaded).save_pretrained(aside)
+        aside.rename(out)
     return [*lines, f"written: {out}"]
 
 
@@ -69,8 +73,8 @@ def load_words(path: Path | None) -> list[str]:
     """A list of entities or answers from a file; none without a file.
 
     Args:
-        path: text with one a line, a JSON list, a JSON object of word to number (the authors' answers), or
-            entities.json of `alpro shard`.
+        path: text with one a line (counts after a word are left out), a JSON list, a JSON object of word to number
+            (the authors' answers), or entities.json of `alpro shard`.
 
     Raises:
         ConfigError: it cannot be read as any of these.
@@ -79,16 +83,32 @@ def load_words(path: Path | None) -> list[str]:
         return []
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        values = json.loads(text)
-        if isinstance(values, Mapping) and "entities" in values:
-            return [str(row["word"]) for row in values["entities"]]
-        if isinstance(values, Mapping):
-            return [str(word) for word, _ in sorted(values.items(), key=lambda item: int(item[1]))]
-        return [str(word) for word in values]
+        words = _of_json(json.loads(text)) if path.suffix == ".json" else _first_columns(text)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no list of words: {error}") from error
+    if wrong := [word for word in words if not isinstance(word, str) or not word.strip()]:
+        raise ConfigError(f"{path} is no list of words: {wrong[0]!r} is in it")
+    if doubled := [word for word, count in Counter(words).items() if count > 1]:
+        raise ConfigError(f"{path} has {doubled[0]!r} more than once: each is an output of the model")
+    return words
+
+
+def _of_json(values: Any) -> list[Any]:
+    if isinstance(values, Mapping) and "entities" in values:
+        return [row["word"] for row in values["entities"]]
+    if isinstance(values, Mapping):
+        if sorted(values.values()) != list(range(len(values))):
+            raise ValueError(f"its numbers are not 0 to {len(values) - 1}, each once")
+        return sorted(values, key=values.__getitem__)
+    if not isinstance(values, list):
+        raise TypeError(f"a {type(values).__name__}")
+    return values
+
+
+def _first_columns(text: str) -> list[str]:
+    """A word a line; counts after it, as in the authors' file of entities, are left out."""
+    lines = [re.split(r"\t|\s+(?=[\d.]+\s*$)", line.strip())[0] for line in text.splitlines()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _released(source: Path, options: ExportOptions) -> tuple[LoadedModel, str]:
@@ -102,17 +122,31 @@ def _released(source: Path, options: ExportOptions) -> tuple[LoadedModel, str]:
         Tokenizer(options.tokenizer, options.num_tokens),
         task=options.task,
         overrides=options.sizes,
-        entities=_first_columns(load_words(options.entities), options.entities),
+        entities=load_words(options.entities),
         answers=load_words(options.answers),
     )
-    return loaded, str(report)
+    video, text = loaded.description.model.video, loaded.description.model.text
+    assumed = (
+        f"assumed, as weights do not tell: video.num_heads={video.num_heads} text.num_heads={text.num_heads} "
+        f"text.num_layers={text.num_layers} (of {text.num_layers + text.num_multimodal_layers}), "
+        f"--num-tokens {loaded.description.num_tokens}"
+    )
+    return loaded, f"{report}\n{assumed}"
 
 
-def _first_columns(words: list[str], path: Path | None) -> list[str]:
-    """The authors' text file of entities has more columns than one; their code takes the first word of a line."""
-    return words if path is None or path.suffix == ".json" else [line.split()[0] for line in words]
+def _write_for_authors(loaded: LoadedModel, path: Path) -> str:
+    """Writes the file; returns what is needed to read it back, as weights do not tell every size."""
+    description = loaded.description
+    named = to_reference(loaded.model.state_dict(), description.task, description.model.text.num_layers)
+    torch.save({name: tensor.contiguous() for name, tensor in named.items()}, path)
+    read_back = ForeignFile(path, description.task, named).config()
+    unlike = changes(read_back.model_dump(mode="json"), description.model.model_dump(mode="json"))
+    irrelevant = ("temperature", "text.pretrained", "video.pretrained")  # Only matter to a fresh model.
+    told = [change for change in unlike if not change.startswith(irrelevant)]
+    return "to read it back with `alpro export`: " + (" ".join(told) or "no sizes need to be given")
 
 
 def _only_for_files(options: ExportOptions) -> Sequence[str]:
-    """Options that were given and mean nothing for a folder."""
-    return [name for name in sorted(options.model_fields_set) if name != "format" and getattr(options, name)]
+    """Options that were given and mean nothing for a folder, as they are written."""
+    given = [name for name in sorted(options.model_fields_set) if name != "format" and getattr(options, name)]
+    return ["key=value" if name == "sizes" else "--" + name.replace("_", "-") for name in given]

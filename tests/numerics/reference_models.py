@@ -110,7 +110,7 @@ def reference_model(kind, dtype):
 
 def frozen_prompter(dtype):
     """The prompter inside the pre-training model; its weights differ from those of a prompter's own file."""
-    tensors = prompter_part(reference_tensors("pretrain"))
+    tensors = prompter_part(reference_tensors("pretrain"), "file")
     return model_from(ForeignFile(Path("pretrain.pt"), "prompter", tensors), dtype)
 
 

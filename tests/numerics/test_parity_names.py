@@ -69,7 +69,7 @@ def test_what_goes_out_is_what_came_in(kind):
 
 def test_the_prompter_in_a_pretraining_file_is_another_model():
     tensors = reference_tensors("pretrain")
-    part = prompter_part(tensors)
+    part = prompter_part(tensors, "file")
     assert part.keys() == reference_tensors("prompter").keys()
     ours, _ = from_reference(part, "prompter", NUM_TEXT_LAYERS, "prompter")
     assert ours["raw_temperature"].item() == float(recipe.TEACHER_TEMP)

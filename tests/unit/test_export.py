@@ -31,9 +31,10 @@ def tokenizer(tmp_path):
     return write_tokenizer(tmp_path / "tokenizer")
 
 
-def make(tokenizer, task, **lists):
+def make(tokenizer, task, video=None, text=None, **lists):
     words = Tokenizer(str(tokenizer), 30)
-    values = {"task": task, "model": MODEL, "vocab_size": words.vocab_size, "num_tokens": 30, **lists}
+    sizes = {**MODEL, "video": {**MODEL["video"], **(video or {})}, "text": {**MODEL["text"], **(text or {})}}
+    values = {"task": task, "model": sizes, "vocab_size": words.vocab_size, "num_tokens": 30, **lists}
     description = validate(ModelDescription, values, source="test")
     torch.manual_seed(0)
     return Alpro(LoadedModel(description, description.build(), words))
@@ -132,7 +133,7 @@ def test_nothing_is_overwritten_and_folders_take_no_options(tmp_path, tokenizer,
     assert main(["export", source, source]) == 1
     assert "exists" in capsys.readouterr().err
     assert main(["export", source, str(tmp_path / "out"), "--tokenizer", str(tokenizer)]) == 1
-    assert "tokenizer: for a released file only" in capsys.readouterr().err
+    assert "--tokenizer: for a released file only" in capsys.readouterr().err
     assert main(["answer", str(IMAGE), "what", "--model", source]) == 1
     assert "cannot answer" in capsys.readouterr().err
 
@@ -148,5 +149,37 @@ def test_lists_of_words(tmp_path):
     assert words("c.json", '{"cat": 1, "dog": 0}') == ["dog", "cat"]
     assert words("d.json", '{"format_version": 1, "entities": [{"word": "dog", "count": 3}]}') == ["dog"]
     assert load_words(None) == []
-    with pytest.raises(ConfigError, match="no list of words"):
-        words("e.json", "{")
+    assert words("f.txt", "hot dog 31\ncat\t7\n") == ["hot dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "no list of words"),
+        ('"ab"', "no list of words"),
+        ('{"red": 5, "blue": 9}', "numbers are not 0 to 1"),
+        ('{"red": 1, "blue": 1}', "numbers are not 0 to 1"),
+        ('["a", "a"]', "'a' more than once"),
+        ('["a", ""]', "'' is in it"),
+        ('[["a"]]', "is in it"),
+    ],
+)
+def test_a_list_that_cannot_be_the_outputs_of_a_head_is_refused(tmp_path, text, problem):
+    (tmp_path / "words.json").write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load_words(tmp_path / "words.json")
+
+
+def test_what_weights_do_not_tell_is_said_on_the_way_out_and_in(tmp_path, tokenizer, capsys):
+    model = make(tokenizer, "retrieval", video={"num_heads": 2}, text={"num_heads": 2, "num_multimodal_layers": 3})
+    model.save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out.pt"), "--format", "authors"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to read it back")]
+    sizes = line.partition(": ")[2].split()
+    assert {"video.num_heads=2", "text.num_heads=2", "text.num_layers=1"} <= set(sizes)
+    arguments = ["--tokenizer", str(tokenizer), *sizes]
+    assert main(["export", str(tmp_path / "out.pt"), str(tmp_path / "again"), *arguments]) == 0
+    assert "assumed" in capsys.readouterr().out
+    again = Alpro.from_pretrained(tmp_path / "again", device="cpu")
+    assert again.description == model.description
+    assert torch.equal(again.match(IMAGE, "a red dog"), model.match(IMAGE, "a red dog"))

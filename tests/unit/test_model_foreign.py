@@ -226,5 +226,5 @@ def test_the_prompter_inside_a_pretraining_file(files, tokenizer, tmp_path):
     student, report = load_foreign(open_foreign(tmp_path / "both.pt"), tokenizer, **WORDS)
     assert_equal_parameters(student.model.state_dict(), files["pretrain"][0].state_dict())
     assert set(inside) <= set(report.skipped)
-    with pytest.raises(CheckpointError, match="there is no prompter in this file"):
+    with pytest.raises(CheckpointError, match="carries no prompter"):
         open_foreign(files["retrieval"][1], prompter=True)

@@ -174,21 +174,31 @@ def test_the_prompter_in_a_pretraining_file_is_a_model_of_its_own():
     inside = {f"prompter.{name}": tensor for name, tensor in their_tensors(prompter, "prompter").items()}
     theirs = {**their_tensors(make_model("pretrain", VOCAB), "pretrain"), **inside}
     assert reference_task(theirs) == "pretrain"
-    part = prompter_part(theirs)
+    part = prompter_part(theirs, "file")
     assert reference_task(part) == "prompter"
     ours, skipped = from_reference(part, "prompter", LOWER_LAYERS, "file")
     assert_equal_parameters(ours, prompter.state_dict())
     assert {"video_prompt_feat", "itm_head.weight", f"{BERT}encoder.layer.1.output.dense.bias"} <= set(skipped)
     assert len(ours) + len(skipped) == len(part)
-    with pytest.raises(CheckpointError, match="there is no prompter in this file"):
-        prompter_part(part)
+    with pytest.raises(CheckpointError, match="carries no prompter"):
+        prompter_part(part, "file")
 
 
 def test_layers_of_a_bert_are_counted_with_and_without_its_name():
-    names = [f"{BERT}encoder.layer.{number}.output.dense.bias" for number in (0, 10, 9)]
+    names = [f"{BERT}encoder.layer.{number}.output.dense.bias" for number in (10, *range(10))]
     assert num_reference_text_layers(names) == 11
     assert num_reference_text_layers(without_bert(dict.fromkeys(names))) == 11
     assert num_reference_text_layers(["visual_encoder.model.blocks.3.norm1.bias"]) == 0
+    with pytest.raises(CheckpointError, match="numbered 0, 99999999"):
+        num_reference_text_layers([names[1], f"{BERT}encoder.layer.99999999.output.dense.bias"])
+
+
+def test_a_parameter_under_both_names_is_refused():
+    theirs = {"text_encoder.bert.embeddings.LayerNorm.bias": torch.zeros(4)}
+    twice = theirs | {"text_encoder.embeddings.LayerNorm.bias": torch.ones(4)}
+    assert len(from_reference(theirs, "retrieval", 1, "file")[0]) == 1
+    with pytest.raises(CheckpointError, match="twice, with and without"):
+        from_reference(twice, "retrieval", 1, "file")
 
 
 @pytest.mark.parametrize("task", ["retrieval", "question_answering"])

@@ -152,3 +152,21 @@ def test_parameters_and_views_are_saved_by_their_values(tmp_path):
     values = {"parameter": torch.nn.Parameter(torch.randn(2, 3)), "view": torch.arange(6.0).view(2, 3).T}
     save_weights(values, tmp_path / "weights.safetensors")
     assert_equal_parameters(read_tensors(tmp_path / "weights.safetensors"), values)
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    found = {"weight": torch.ones(2)}
+    found["model"] = found
+    torch.save(found, tmp_path / "loop.pt")
+    with pytest.raises(CheckpointError, match="'model' is a dict"):
+        read_tensors(tmp_path / "loop.pt")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.bool)],
+)
+def test_tensors_that_are_no_weights_are_named(tmp_path, tensor):
+    torch.save({"fine": torch.ones(2), "odd.weight": tensor}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd\.weight is a torch\.\w+ tensor of torch\.\w+"):
+        read_tensors(tmp_path / "odd.pt")

@@ -251,6 +251,14 @@ def test_bert_of_other_sizes_is_refused(tmp_path, changes, message):
         start_text_from_bert(model.dual.text_encoder, str(tmp_path), model.multimodal)
 
 
+@pytest.mark.parametrize("change", [{"num_attention_heads": 4}, {"hidden_act": "relu"}, {"layer_norm_eps": 1e-5}])
+def test_a_bert_that_computes_otherwise_is_refused(tmp_path, change):
+    BertModel(bert_config(**change)).save_pretrained(tmp_path)
+    model = AlproModel(CONFIG, VOCAB, Heads.of("pretrain", num_entities=3))
+    with pytest.raises(CheckpointError, match=f"its {next(iter(change))} is"):
+        start_text_from_bert(model.dual.text_encoder, str(tmp_path), model.multimodal)
+
+
 def test_a_folder_without_bert_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot read this BERT"):
         start_text_from_bert(DualEncoder(CONFIG, VOCAB).text_encoder, str(tmp_path))
