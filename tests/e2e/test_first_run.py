@@ -99,7 +99,7 @@ def test_inspect_tells_the_committed_step_and_verifies_digests(work: Path, capsy
         (["stream.global_batch=6"], "the largest batch that fits is stream.global_batch=3"),
         (["stream.text.tokenizer=no/such/folder"], "no tokenizer at 'no/such/folder'"),
         (["stream.sources=[{path: nowhere}]"], "no such shard folder: nowhere"),
-        (["prompter.checkpoint=nowhere"], "nowhere holds no complete checkpoint"),
+        (["prompter.checkpoint=nowhere"], "nowhere does not exist"),
         (["stream.seed=7"], "seed: 42 != 7"),
         (["model.video.depth=2"], "depth: 3 != 2"),
         (["train.engine.num_micro_batches=2"], "does not divide the 1 lanes"),

@@ -69,7 +69,7 @@ def test_a_prompter_of_another_picture_size_is_refused(corpus, prompter, tmp_pat
 
 
 def test_a_prompter_that_is_not_there_is_refused(corpus, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="does not exist; give an exported model, a run or a checkpoint"):
         train(run_of(corpus, tmp_path / "run", pretrain(tmp_path / "nothing")))
 
 
