@@ -6,7 +6,7 @@ The models live beside the components they configure; this module only knows how
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,22 +88,23 @@ def to_yaml(config: Config) -> str:
     return str(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
 
 
-def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+def differences(ours: Any, theirs: Any) -> list[str]:
     """Lines ``key: ours != theirs`` for every leaf in which two plain trees differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        lines = []
-        for key in sorted(ours.keys() | theirs.keys()):
-            lines += differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return lines
-    return [] if ours == theirs else [f"{prefix}: {ours!r} != {theirs!r}"]
+    return [f"{key}: {our!r} != {their!r}" for key, our, their in _unlike_leaves(ours, theirs)]
 
 
-def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+def changes(before: Any, after: Any) -> list[str]:
     """The overrides ``key=value`` that turn one plain tree into another with the same keys."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = {key: f"{prefix}.{key}" if prefix else str(key) for key in after}
-        return [line for key, name in names.items() for line in changes(before.get(key), after[key], name)]
-    return [] if before == after else [f"{prefix}={after}"]
+    return [f"{key}={value}" for key, _, value in _unlike_leaves(before, after)]
+
+
+def _unlike_leaves(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key and both values of every leaf in which two plain trees differ; None where a tree has no such key."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted(ours.keys() | theirs.keys()):
+            yield from _unlike_leaves(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif ours != theirs:
+        yield prefix, ours, theirs
 
 
 def _override(tree: Any, override: str) -> None:

@@ -25,7 +25,7 @@ from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.prompter.bank import bank_path, load_bank, write_bank
 from alpro_stream.prompter.labels import Labeller
 from alpro_stream.stream.text import Tokenizer
-from alpro_stream.train.checkpoint import STATE_FILE, file_digest, latest_checkpoint
+from alpro_stream.train.checkpoint import STATE_FILE, file_digest, latest_checkpoint, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Trained(LoadedModel):
     @property
     def weights_sha256(self) -> str:
         """Digest of the file of weights."""
-        return file_digest(self.path / WEIGHTS_FILE)
+        return _weights_digest(self.path)
 
 
 def model_folder(path: Path) -> Path:
@@ -120,7 +120,7 @@ def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, devi
     """Path of the prompt bank of a prompter and a vocabulary; built on `device` when there is none yet."""
     folder = model_folder(checkpoint)
     tokenizer = read_tokenizer(folder, read_description(folder))
-    path = bank_path(directory, file_digest(folder / WEIGHTS_FILE), tokenizer, entities)
+    path = bank_path(directory, _weights_digest(folder), tokenizer, entities)
     if not path.is_file():
         write_bank(load_trained(folder, device).dual, tokenizer, entities, path)
     return path
@@ -135,7 +135,14 @@ def load_labeller(checkpoint: Path, bank: Path, config: PemConfig, device: torch
 def describe_prompter(checkpoint: Path) -> tuple[Path, ModelDescription, str]:
     """Folder, description and digest of a prompter, without reading its weights into a model."""
     folder = model_folder(checkpoint)
-    return folder, read_description(folder), file_digest(folder / WEIGHTS_FILE)
+    return folder, read_description(folder), _weights_digest(folder)
+
+
+def _weights_digest(folder: Path) -> str:
+    """Of the file of weights; a checkpoint has it stored, so that no rank reads a gigabyte for it at every start."""
+    if (folder / STATE_FILE).is_file():
+        return str(read_state(folder)["weights_sha256"])
+    return file_digest(folder / WEIGHTS_FILE)
 
 
 def _under_names_of(model: AlproModel | DualEncoder, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
