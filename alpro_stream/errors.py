@@ -17,6 +17,22 @@ class MediaError(AlproError):
     """A video or an image that gives no frames."""
 
 
+class UnreadableError(MediaError):
+    """A file that is not the medium it should be, found before anything is decoded."""
+
+
+class FetchError(MediaError):
+    """Media behind an address that could not be fetched.
+
+    Attributes:
+        transient: whether another attempt, later, may well succeed (throttled, cut off, timed out).
+    """
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
 class ShardError(AlproError):
     """A shard, an index or a data set description that is missing, damaged or of another format."""
 

@@ -4,7 +4,6 @@ Legend: V videos, T frames, H W pixels, C captions (colours before H), E project
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -20,7 +19,7 @@ from alpro_stream.errors import CheckpointError, ConfigError, DataError, MediaEr
 from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings, embed_texts
 from alpro_stream.evaluate.retrieval import matching_scores
 from alpro_stream.manifest import kind_of
-from alpro_stream.media import fetched, is_address, read_image, sparse_frames, square_rgb
+from alpro_stream.media import FrameConfig, is_address, open_media, read_image, sparse_frames, square_rgb
 from alpro_stream.model.alpro import AlproModel
 from alpro_stream.model.folder import LoadedModel, ModelDescription, read_model, write_model
 from alpro_stream.model.pixels import normalise
@@ -34,8 +33,6 @@ Video: TypeAlias = str | Path | Image.Image | Sequence[Image.Image | Pixels] | P
 (H, W, 3), or a float tensor (T, 3, H, W) that is prepared already (`alpro_stream.model.pixels.normalise`)."""
 
 _BATCH_SIZE = 16
-# As `alpro shard` stores them, so that a file and its shard show the same moments.
-_FRAMES_PER_S, _MAX_FRAMES = 3.0, 64
 
 
 class Answer(NamedTuple):
@@ -244,14 +241,14 @@ def _is_picture(item: object) -> bool:
 def _read(place: str, size: int) -> tuple[list[Pixels], bool]:
     """Frames of a file or an address, and whether it is an image."""
     is_image = kind_of(place.partition("?")[0] if is_address(place) else place) == "image"
-    with ExitStack() as stack:
-        path = stack.enter_context(fetched(place)) if is_address(place) else Path(place)
-        try:
+    options = FrameConfig(size=size)  # the other defaults as `alpro shard`: a file and its shard show the same moments
+    try:
+        with open_media(place) as file:
             if is_image:
-                return [read_image(path, size)[0]], True
-            return list(sparse_frames(path, fps=_FRAMES_PER_S, max_frames=_MAX_FRAMES, size=size).frames), False
-        except MediaError as error:
-            raise MediaError(f"{place}: {error}") from error
+                return [read_image(file, options)[0]], True
+            return list(sparse_frames(file, options).frames), False
+    except MediaError as error:
+        raise MediaError(f"{place}: {error}") from error
 
 
 def _resized(video: Any, size: int) -> tuple[list[Pixels], bool]:

@@ -1,20 +1,18 @@
 """Opening a video file that nobody vouches for.
 
-FFmpeg gets bytes of one regular file and may open nothing else. Without that, a text file named ``clip.mp4`` that
+FFmpeg gets the bytes of one open file and may open nothing else. Without that, a text file named ``clip.mp4`` that
 holds a playlist (``ffconcat``, m3u8) makes FFmpeg open the files or addresses it lists.
 """
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.logging
 
-from alpro_stream.errors import MediaError
+from alpro_stream.errors import UnreadableError
+from alpro_stream.media.size import refuse_pixels
 
 # Demuxers of real containers, by FFmpeg's names. Not here: playlists, image sequences, raw streams, devices.
 CONTAINER_FORMATS = (
@@ -43,46 +41,38 @@ _READ_BUFFER_BYTES = 1 << 20
 av.logging.set_level(av.logging.PANIC)
 
 
-class UnreadableError(MediaError):
-    """A file that is not the medium it should be, found before anything is decoded."""
-
-
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a video file and gives ``(container, its first video stream)``, set to single-threaded decoding.
+def open_video(file: BinaryIO, max_pixels: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """Reads a video from the beginning of an open, seekable file.
 
-    One thread, because one task a core keeps every core busy without it, and because damaged files then decode to
-    the same frames every time. Cover pictures of audio files are no video streams.
+    Gives ``(container, its first video stream)``, set to single-threaded decoding: one task a core keeps every core
+    busy without threads, and damaged files then decode to the same frames every time. Cover pictures of audio files
+    are no video streams.
+
+    Args:
+        file: stays open.
+        max_pixels: most pixels of a frame; a decoder that meets far more in the middle of the file fails.
 
     Raises:
-        UnreadableError: not a regular file, not a container on the list, or no video stream.
+        UnreadableError: not a container on the list, no video stream, or more than `max_pixels`.
     """
-    with open_regular_file(path) as file:
-        try:
-            container = av.open(file, options=_OPEN_OPTIONS, buffer_size=_READ_BUFFER_BYTES, metadata_errors="replace")
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableError(f"no video container that can be opened: {_explain_open(error)}") from error
-        with container:
-            stream = _first_video_stream(container)
-            stream.codec_context.thread_count = 1
-            yield container, stream
-
-
-@contextmanager
-def open_regular_file(path: Path) -> Iterator[Any]:
-    """Opens a file for reading; pipes, devices and folders are refused without waiting on them.
-
-    Raises:
-        UnreadableError: the file is missing, unreadable, empty or not a regular file.
-    """
+    # Twice: decoders count what they pad, and frames within the limit must not fail for that.
+    limit = {} if max_pixels is None else {"max_pixels": str(2 * max_pixels)}
+    file.seek(0)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise UnreadableError(f"cannot open the file: {getattr(error, 'strerror', None) or error}") from error
-    with os.fdopen(descriptor, "rb", closefd=True) if _is_regular(descriptor) else _refuse(descriptor) as file:
-        if os.fstat(descriptor).st_size == 0:
-            raise UnreadableError("the file is empty")
-        yield file
+        container = av.open(
+            file, options=_OPEN_OPTIONS | limit, buffer_size=_READ_BUFFER_BYTES, metadata_errors="replace"
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UnreadableError(f"no video container that can be opened: {_explain_open(error)}") from error
+    with container:
+        stream = _first_video_stream(container)
+        context = stream.codec_context
+        if max_pixels is not None:
+            refuse_pixels("video", context.width, context.height, max_pixels)
+        context.options = limit
+        context.thread_count = 1
+        yield container, stream
 
 
 def explain(error: BaseException) -> str:
@@ -94,15 +84,6 @@ def _explain_open(error: Exception) -> str:
     if isinstance(error, av.ArgumentError):  # what FFmpeg answers for a format that is not on the list
         return f"not one of the accepted formats ({', '.join(CONTAINER_FORMATS)})"
     return explain(error)
-
-
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-def _refuse(descriptor: int) -> Any:
-    os.close(descriptor)
-    raise UnreadableError("not a regular file")
 
 
 def _first_video_stream(container: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-def grid_rate(fps: float) -> Fraction:
-    """The rate as a fraction: 29.97 means 2997/100, not the binary number nearest to it."""
-    return Fraction(fps).limit_denominator(1_000_000)
+def as_written(number: float) -> Fraction:
+    """A rate or a time as a fraction: 29.97 means 2997/100, not the binary number nearest to it."""
+    return Fraction(number).limit_denominator(1_000_000)
 
 
 def is_on_grid(shown_from: Fraction, shown_until: Fraction, rate: Fraction) -> bool:
@@ -59,6 +59,15 @@ class Thinning(Generic[T]):
     def result(self) -> list[T]:
         """The items kept: all held ones, or `limit` of them from the first to the last."""
         return [self._held[index] for index in spread(len(self._held), self._limit)]
+
+
+def thinned(num_items: int, limit: int) -> list[int]:
+    """The indices that `Thinning` keeps of a sequence whose length is known."""
+    stride = 1
+    while num_items > 2 * limit * stride:
+        stride *= 2
+    held = range(0, num_items, stride)
+    return [held[index] for index in spread(len(held), limit)]
 
 
 def spread(num_items: int, limit: int) -> list[int]:

@@ -2,61 +2,70 @@
 
 import io
 import warnings
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from alpro_stream.errors import MediaError
-from alpro_stream.media.container import UnreadableError, open_regular_file
+from alpro_stream.errors import MediaError, UnreadableError
+from alpro_stream.media.options import Chroma, FrameConfig
 from alpro_stream.media.probe import SourceInfo
+from alpro_stream.media.size import refuse_pixels, scaled_size
 
-# More than any camera gives; a few kilobytes of PNG can claim gigabytes of pixels.
-MAX_IMAGE_PIXELS = 200_000_000
+_SUBSAMPLING = {"420": 2, "444": 0}
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+# A JPEG is decoded at a half, a quarter or an eighth where that leaves this many times the pixels wanted on a side.
+_LEAST_DRAFT = 2
 
 
-def read_image(path: str | Path, size: int) -> tuple[npt.NDArray[np.uint8], SourceInfo]:
-    """Reads an image as RGB of shape [size, size, 3], whatever its aspect ratio, upright by its EXIF orientation.
+def read_image(file: BinaryIO, options: FrameConfig) -> tuple[npt.NDArray[np.uint8], SourceInfo]:
+    """Reads an image as RGB of shape [height, width, 3], resized, upright by its EXIF orientation.
 
-    Grey, CMYK, palette and 16-bit images become RGB; transparent parts are put on white.
+    Grey, CMYK, palette and 16-bit images become RGB; transparent parts are put on white. A large JPEG is decoded at
+    a fraction of its size.
+
+    Args:
+        file: open for reading and seekable.
+        options: `size`, `resize` and `max_pixels`. The limit of pixels is on what is decoded, and half for
+            WebP; above 178 million a JPEG is refused too.
 
     Raises:
-        MediaError: no image, a truncated one, or one of more than `MAX_IMAGE_PIXELS`.
+        UnreadableError: no image, or one of too many pixels.
+        MediaError: a truncated or otherwise damaged one.
     """
-    with open_regular_file(Path(path)) as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised here
-                with Image.open(file, formats=_FORMATS) as image:
-                    return _decode(image, size)
-        except MediaError:
-            raise
-        except UnidentifiedImageError as error:
-            raise UnreadableError(f"no image: expected {', '.join(_FORMATS)}") from error
-        except Image.DecompressionBombError as error:
-            raise UnreadableError(f"the image has more than {MAX_IMAGE_PIXELS} pixels") from error
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-            raise MediaError(f"the image cannot be decoded: {error}") from error
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised here
+            with Image.open(file, formats=_FORMATS) as image:
+                return _decode(image, options)
+    except MediaError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"no image: expected {', '.join(_FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"the image has more pixels than the limit of {options.max_pixels}: {error}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise MediaError(f"the image cannot be decoded: {error}") from error
 
 
-def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
-    """Encodes RGB pixels of shape [height, width, 3] as baseline JPEG with 4:2:0 chroma."""
+def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int, chroma: Chroma = "420") -> bytes:
+    """Encodes RGB pixels of shape [height, width, 3] as baseline JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, subsampling=_SUBSAMPLING[chroma])
     return buffer.getvalue()
-
-
-def _decode(image: Image.Image, size: int) -> tuple[npt.NDArray[np.uint8], SourceInfo]:
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise UnreadableError(
-            f"the image has {image.width} x {image.height} pixels, more than the limit of {MAX_IMAGE_PIXELS}"
-        )
-    codec = str(image.format).lower()
-    image.load()  # the whole file, so that a truncated one is an error and not grey
-    upright = ImageOps.exif_transpose(image)
-    return square_rgb(upright, size), SourceInfo(upright.width, upright.height, codec, None, 1)
 
 
 def square_rgb(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
@@ -64,16 +73,49 @@ def square_rgb(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
     Grey, CMYK, palette and 16-bit pictures become RGB; transparent parts are put on white.
     """
-    rgb = _to_rgb(ImageOps.exif_transpose(image))
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return _small_rgb(image, size, size)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image, options: FrameConfig) -> tuple[npt.NDArray[np.uint8], SourceInfo]:
+    codec = str(image.format).lower()
+    stored_width, stored_height = image.size
+    width, height = scaled_size(stored_width, stored_height, options.size, options.resize)
+    # A progressive JPEG has to be held whole at any size.
+    if codec == "jpeg" and not image.info.get("progressive"):
+        image.draft(None, (_LEAST_DRAFT * width, _LEAST_DRAFT * height))
+    limit = options.max_pixels // 2 if codec == "webp" else options.max_pixels  # its decoder holds the picture twice
+    refuse_pixels("image", *image.size, limit)
+    image.load()  # the whole file, so that a truncated one is an error and not grey
+    pixels = _small_rgb(image, width, height)
+    if _orientation(image) in _SIDEWAYS:
+        stored_width, stored_height = stored_height, stored_width
+    return pixels, SourceInfo(stored_width, stored_height, codec, None, 1)
+
+
+def _small_rgb(image: Image.Image, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """The picture as RGB of shape [height, width, 3] before it is turned upright.
+
+    Scaling comes first and the rest is done on the small picture, which keeps memory low; transparent pixels are
+    weighted by what they cover.
+    """
+    small = _plain(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if small.has_transparency_data:
+        rgba = small.convert("RGBA")
+        small = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    turn = _UPRIGHT.get(_orientation(image))
+    upright = small if turn is None else small.transpose(turn)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in a mode that Pillow can scale."""
     if image.mode.startswith("I"):
         # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray((grey * 255 // 65535).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))

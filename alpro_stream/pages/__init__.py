@@ -1,6 +1,6 @@
-"""HTML pages: plain data in, one self-contained file out."""
+"""Pages: plain data in, one self-contained file out."""
 
-from alpro_stream.pages.render import render_report
+from alpro_stream.pages.render import render_dataset_card, render_report, render_shard_report
 from alpro_stream.pages.report import (
     Box,
     ClipExample,
@@ -17,21 +17,39 @@ from alpro_stream.pages.report import (
     SearchExample,
     StageTime,
 )
+from alpro_stream.pages.shard_report import (
+    DatasetCard,
+    Histogram,
+    Rejection,
+    SampleSheet,
+    ShardReportData,
+    SplitCounts,
+    WorkerRate,
+)
 
 __all__ = [
     "Box",
     "ClipExample",
     "Command",
+    "DatasetCard",
     "EntityProbability",
+    "Histogram",
     "KeyNumbers",
     "LossCurve",
     "RankedClip",
     "RejectedInput",
+    "Rejection",
     "ReportData",
     "RetrievalScore",
     "RetrievalTable",
     "RunConfig",
+    "SampleSheet",
     "SearchExample",
+    "ShardReportData",
+    "SplitCounts",
     "StageTime",
+    "WorkerRate",
+    "render_dataset_card",
     "render_report",
+    "render_shard_report",
 ]

@@ -1,6 +1,7 @@
-"""How numbers are written on a page, and the chance level of retrieval."""
+"""How numbers are written and ordered on a page, and the chance level of retrieval."""
 
 import math
+from collections.abc import Iterable
 
 from alpro_stream.pages.report import RetrievalScore
 
@@ -16,6 +17,11 @@ def count(number: int) -> str:
             amount = number / size
             digits = f"{amount:.3g}" if abs(amount) < 999.5 else f"{amount:,.0f}"
             return f"{digits}{_SPACE}{letter}"
+    return f"{number:,}"
+
+
+def exact(number: int) -> str:
+    """A count with all its digits, for tables that have to add up."""
     return f"{number:,}"
 
 
@@ -50,6 +56,17 @@ def percent(fraction: float | None, digits: int = 1, unit: bool = True) -> str:
     return f"{100 * fraction:.{digits}f}{_SPACE + '%' if unit else ''}"
 
 
+def data_size(num_bytes: float) -> str:
+    """A size in decimal units, with three significant digits."""
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if abs(num_bytes) < 999.5:
+            break
+        num_bytes, unit = num_bytes / 1000, larger
+    digits = f"{num_bytes:.3g}" if abs(num_bytes) < 999.5 else f"{num_bytes:,.0f}"
+    return f"{digits}{_SPACE}{unit}"
+
+
 def duration(seconds: float) -> str:
     """A duration in its two largest units."""
     if not math.isfinite(seconds):
@@ -66,6 +83,11 @@ def shorten(text: str, length: int = 120) -> str:
     """The beginning of a text, for alternative texts and summaries."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "\u2026"
+
+
+def most_frequent_first(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Names and counts in an order that does not depend on how they were gathered."""
+    return sorted(counts, key=lambda item: (-item[1], item[0]))
 
 
 def chance_level(num_candidates: int, num_right: int = 1) -> RetrievalScore | None:

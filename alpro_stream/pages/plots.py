@@ -134,11 +134,11 @@ class _Frame:
         for tick in self.value_axis.ticks:
             y = self.y(tick)
             parts.append(f'<path class="grid" d="M{_LEFT} {y}H{right}"/>')
-            parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{_tick(tick)}</text>')
+            parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{tick_label(tick)}</text>')
         for tick in self.step_axis.ticks:
             x = self.x(tick)
             parts.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
-            parts.append(f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">{_tick(tick)}</text>')
+            parts.append(f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">{tick_label(tick)}</text>')
         parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
         parts.append(f'<text class="tick" x="{WIDTH}" y="{bottom + 18}" text-anchor="end">step</text>')
         return Markup("".join(parts))
@@ -171,7 +171,8 @@ class _Frame:
         )
 
 
-def _tick(value: float) -> str:
+def tick_label(value: float) -> str:
+    """A value beside an axis, as short as can be."""
     if abs(value) >= 1000 and value == int(value) and abs(value) < 1e15:
         for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
             if abs(value) >= size:

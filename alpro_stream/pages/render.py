@@ -1,11 +1,15 @@
 """From plain data to a page: the one place that knows the templates."""
 
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from alpro_stream.pages import numbers, pictures, plots
+from alpro_stream.pages import histograms, markdown, numbers, pictures, plots
 from alpro_stream.pages.report import ReportData
+from alpro_stream.pages.shard_report import DatasetCard, ShardReportData
+
+_MOST_REASONS = 100
 
 
 def render_report(report: ReportData) -> str:
@@ -16,10 +20,58 @@ def render_report(report: ReportData) -> str:
     Raises:
         MediaError: a picture that is neither JPEG nor PNG.
     """
-    return _environment().get_template("report.html.j2").render(report=report)
+    return _render(_html(), "report.html.j2", report=report)
+
+
+def render_shard_report(report: ShardReportData) -> str:
+    """The page of a shard set as one HTML file that asks for nothing else: styles, plots and pictures are inside.
+
+    All text of the report is escaped. Of the reasons for rejection the 100 most frequent are listed, of the nouns
+    the same number.
+
+    Raises:
+        MediaError: a picture that is neither JPEG nor PNG.
+    """
+    return _render(_html(), "shard_report.html.j2", report=report)
+
+
+def render_dataset_card(card: DatasetCard) -> str:
+    """The card of a shard set: Markdown with the YAML head of Hugging Face's dataset cards.
+
+    All text of the card is escaped, and equal cards give equal bytes.
+    """
+    return _render(_markdown(), "dataset_card.md.j2", card=card) + "\n"
+
+
+def _render(environment: Environment, template: str, **values: Any) -> str:
+    text = environment.get_template(template).render(**values)
+    # JSON can spell lone surrogates, in the id of a rejected row for example, and no UTF-8 file can hold them.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @cache
+def _html() -> Environment:
+    environment = _environment()
+    environment.filters[pictures.data_uri.__name__] = pictures.data_uri
+    environment.globals.update(
+        chance_level=numbers.chance_level,
+        loss_plot=plots.loss_plot,
+        histogram_plot=histograms.histogram_plot,
+        finite=plots.finite,
+        max_reasons=_MOST_REASONS,
+    )
+    return environment
+
+
+@cache
+def _markdown() -> Environment:
+    environment = _environment()
+    # Every expression of a template passes through here, so that none can be forgotten.
+    environment.finalize = markdown.escape_markdown
+    environment.globals.update(front_matter=markdown.front_matter)
+    return environment
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("alpro_stream.pages"),
@@ -30,17 +82,14 @@ def _environment() -> Environment:
     )
     for formatter in (
         numbers.count,
+        numbers.exact,
         numbers.decimal,
         numbers.rank,
         numbers.percent,
+        numbers.data_size,
         numbers.duration,
         numbers.shorten,
-        pictures.data_uri,
+        numbers.most_frequent_first,
     ):
         environment.filters[formatter.__name__] = formatter
-    environment.globals.update(
-        chance_level=numbers.chance_level,
-        loss_plot=plots.loss_plot,
-        finite=plots.finite,
-    )
     return environment

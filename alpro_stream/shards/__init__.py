@@ -18,7 +18,7 @@ from alpro_stream.shards.layout import (
     shard_name,
 )
 from alpro_stream.shards.reader import ShardReader
-from alpro_stream.shards.sample import Sample, SampleMetadata
+from alpro_stream.shards.sample import Sample, SampleMetadata, VideoFile
 from alpro_stream.shards.writer import ShardWriter
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ShardInfo",
     "ShardReader",
     "ShardWriter",
+    "VideoFile",
     "index_tar",
     "load_dataset_info",
     "load_entities",

@@ -14,6 +14,8 @@ from alpro_stream.shards.storage import publish_bytes
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
 ENTITIES_FILE = "entities.json"
+FAILURES_FILE = "failures.jsonl"
+CONFIG_FILE = "shard_config.yaml"
 
 
 class ShardInfo(Config):

@@ -1,9 +1,13 @@
-"""A sample as it lies in a shard: ``<key>.json``, ``<key>.txt``, ``<key>.000.jpg`` and on, in this order."""
+"""A sample as it lies in a shard: ``<key>.json``, ``<key>.txt``, ``<key>.000.jpg`` and on, in this order.
 
+Or, with the payload `video`, ``<key>.mp4`` (``webm``, ``mkv``, ``avi``) in place of the frames.
+"""
+
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from alpro_stream.manifest import QA, Kind
 
@@ -11,6 +15,8 @@ METADATA_EXTENSION = "json"
 CAPTION_EXTENSION = "txt"
 # Three digits keep the members in order by name too.
 MAX_FRAMES = 1000
+TAR_BLOCK_BYTES = 512
+VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,8 @@ class SampleMetadata:
         kind: video or image.
         frame_timestamps_s: when each stored frame is displayed, in seconds after the source's first frame.
         source: ``media``, ``width``, ``height``, ``codec``, ``duration_s`` and ``num_frames`` of the clip in its
-            source, ``start_s`` and ``end_s`` as the manifest has them.
+            source, ``start_s`` and ``end_s`` as the manifest has them, ``sha256`` of the source's bytes and, when the
+            manifest names one, ``license``.
     """
 
     key: str
@@ -67,30 +74,54 @@ class SampleMetadata:
         )
 
 
+class VideoFile(NamedTuple):
+    """A stored video: its extension without a dot, an open file at the video's beginning, and the size in bytes."""
+
+    extension: str
+    file: BinaryIO
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Metadata and the encoded frames, ready to be written.
+    """Metadata with the encoded frames or the video, ready to be written.
 
     Raises:
-        ValueError: no frame, too many, or not one timestamp a frame.
+        ValueError: no frame, too many, not one timestamp a frame, or frames beside a video.
     """
 
     metadata: SampleMetadata
     frames: tuple[bytes, ...]
+    video: VideoFile | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.frames) <= MAX_FRAMES or len(self.frames) != len(self.metadata.frame_timestamps_s):
+        num_times = len(self.metadata.frame_timestamps_s)
+        if self.video is not None:
+            if self.frames or num_times or self.video.extension not in VIDEO_EXTENSIONS:
+                raise ValueError(
+                    f"{self.metadata.key}: a {self.video.extension} video with {len(self.frames)} frames and "
+                    f"{num_times} timestamps; expected one of {', '.join(VIDEO_EXTENSIONS)}, and nothing beside it"
+                )
+        elif not 1 <= len(self.frames) <= MAX_FRAMES or len(self.frames) != num_times:
             raise ValueError(
-                f"{self.metadata.key}: {len(self.frames)} frames with {len(self.metadata.frame_timestamps_s)} "
+                f"{self.metadata.key}: {len(self.frames)} frames with {num_times} "
                 f"timestamps; expected one timestamp a frame, and 1 to {MAX_FRAMES} frames"
             )
 
-    def members(self) -> Iterator[tuple[str, bytes]]:
-        """Extensions and contents of the sample's members, in the order they are written."""
-        yield METADATA_EXTENSION, self.metadata.to_json()
-        yield CAPTION_EXTENSION, self.metadata.captions[0].encode("utf-8")
-        for number, frame in enumerate(self.frames):
-            yield frame_extension(number), frame
+    def members(self) -> Iterator[tuple[str, int, BinaryIO]]:
+        """Extension, size and contents of the sample's members, in the order they are written."""
+        small = [(METADATA_EXTENSION, self.metadata.to_json())]
+        small.append((CAPTION_EXTENSION, self.metadata.captions[0].encode("utf-8")))
+        small += [(frame_extension(number), frame) for number, frame in enumerate(self.frames)]
+        for extension, data in small:
+            yield extension, len(data), io.BytesIO(data)
+        if self.video is not None:
+            yield self.video.extension, self.video.size, self.video.file
+
+
+def stored_bytes(sample: Sample) -> int:
+    """Bytes that a sample takes in a tar: a header of one block for each member, contents filled up to whole blocks."""
+    return sum(TAR_BLOCK_BYTES * (1 + -(-size // TAR_BLOCK_BYTES)) for _, size, _ in sample.members())
 
 
 def frame_extension(number: int) -> str:

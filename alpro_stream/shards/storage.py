@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -28,10 +29,19 @@ def publish_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: the folder is missing, read-only or full; no temporary file is left.
     """
+    publish_chunks(path, [data])
+
+
+def publish_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes a file atomically, piece by piece.
+
+    Raises:
+        OSError: as `publish_bytes`.
+    """
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)

@@ -1,21 +1,18 @@
 """Writes a shard: tar and index, the same bytes for the same samples, visible only when complete."""
 
 import hashlib
-import io
 import os
 import tarfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from alpro_stream.errors import ShardError
 from alpro_stream.manifest import Kind
 from alpro_stream.shards.index import Member, format_index
 from alpro_stream.shards.layout import ShardInfo, index_path, tar_path
-from alpro_stream.shards.sample import Sample
+from alpro_stream.shards.sample import TAR_BLOCK_BYTES, Sample
 from alpro_stream.shards.storage import publish, publish_bytes, temporary_beside
-
-_TAR_BLOCK_BYTES = 512
 
 
 class ShardWriter:
@@ -57,7 +54,10 @@ class ShardWriter:
         if metadata.key in self._keys:
             raise ShardError(f"{self._name}: two samples with the key {metadata.key}")
         try:
-            members = [self._add_member(f"{metadata.key}.{ext}", ext, data) for ext, data in sample.members()]
+            members = [
+                self._add_member(f"{metadata.key}.{extension}", extension, size, contents)
+                for extension, size, contents in sample.members()
+            ]
         except OSError as error:
             raise self._explain(error) from error
         self._keys.add(metadata.key)
@@ -65,19 +65,33 @@ class ShardWriter:
         self._num_captions += len(metadata.captions)
         self._num_questions += len(metadata.qa)
 
+    def finish(self) -> str:
+        """Completes the tar without publishing it, and returns its SHA-256; `close` publishes it.
+
+        Raises:
+            ShardError: as `close`.
+        """
+        if not self._samples:
+            self.abort()
+            raise ShardError(f"{self._name}: a shard needs at least one sample")
+        try:
+            if not self._tar.closed:
+                self._tar.close()
+                self._file.close()
+        except OSError as error:
+            self.abort()
+            raise self._explain(error) from error
+        return self._file.sha256
+
     def close(self) -> ShardInfo:
         """Publishes tar and index and returns their description.
 
         Raises:
             ShardError: no sample was added, or the disk refuses the write; nothing is published then.
         """
-        if not self._samples:
-            self.abort()
-            raise ShardError(f"{self._name}: a shard needs at least one sample")
+        sha256 = self.finish()
         index = format_index(self._samples)
         try:
-            self._tar.close()
-            self._file.close()
             publish(self._temporary, tar_path(self._directory, self._name))
             publish_bytes(index_path(self._directory, self._name), index)
         except OSError as error:
@@ -90,7 +104,7 @@ class ShardWriter:
             num_captions=self._num_captions,
             num_questions=self._num_questions,
             num_bytes=self._file.tell(),
-            sha256=self._file.sha256,
+            sha256=sha256,
             index_sha256=hashlib.sha256(index).hexdigest(),
         )
 
@@ -108,13 +122,13 @@ class ShardWriter:
         if kind is not None:
             self.abort()
 
-    def _add_member(self, name: str, extension: str, data: bytes) -> Member:
+    def _add_member(self, name: str, extension: str, size: int, contents: BinaryIO) -> Member:
         # A fresh TarInfo carries no owner and no time, so equal samples give equal bytes.
         info = tarfile.TarInfo(name)
-        info.size = len(data)
-        offset = self._tar.offset + _TAR_BLOCK_BYTES
-        self._tar.addfile(info, io.BytesIO(data))
-        return Member(extension, offset, len(data), name)
+        info.size = size
+        offset = self._tar.offset + TAR_BLOCK_BYTES
+        self._tar.addfile(info, contents)
+        return Member(extension, offset, size, name)
 
     def _explain(self, error: OSError) -> ShardError:
         return ShardError(f"cannot write {tar_path(self._directory, self._name)}: {error.strerror or error}")

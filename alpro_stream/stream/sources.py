@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -49,11 +50,11 @@ class Source:
         Raises:
             ShardError: the data set does not say.
         """
-        size = self.reader.info.options.get("size")
+        size = _frame_options(self.reader).get("size")
         if not isinstance(size, int):
             raise ShardError(
-                f"{self.reader.directory}: dataset.json has no options.size, the side of the stored frames in pixels; "
-                "add it, or set stream.crop_scale=1 to use whole frames"
+                f"{self.reader.directory}: dataset.json has no options.frames.size, the side of the stored frames in "
+                "pixels; add it, or set stream.crop_scale=1 to use whole frames"
             )
         return size
 
@@ -75,6 +76,7 @@ def open_sources(configs: Sequence[SourceConfig]) -> tuple[Source, ...]:
 
 def _open(config: SourceConfig) -> list[Source]:
     reader = ShardReader(config.path)
+    _refuse_other_payloads(reader)
     kinds = [kind for kind in KINDS if reader.info.shards_of(kind)]
     wanted = [config.kind] if config.kind else kinds
     if config.kind and config.kind not in kinds:
@@ -95,3 +97,23 @@ def _name(given: str, kind: Kind, *, alone: bool) -> str:
     if not given:
         return kind
     return given if alone else f"{given}-{kind}"
+
+
+def _frame_options(reader: ShardReader) -> dict[str, Any]:
+    options = reader.info.options.get("frames")
+    return options if isinstance(options, dict) else {}
+
+
+def _refuse_other_payloads(reader: ShardReader) -> None:
+    payload = reader.info.options.get("payload", "frames")
+    if payload != "frames":
+        raise ShardError(
+            f"{reader.directory} holds whole videos (payload={payload}), and training reads stored frames only; "
+            "shard the corpus with payload=frames"
+        )
+    resize = _frame_options(reader).get("resize", "square")
+    if resize != "square":
+        raise ShardError(
+            f"{reader.directory} holds frames that are not square (frames.resize={resize}), and training reads "
+            "square ones only; shard the corpus with frames.resize=square"
+        )

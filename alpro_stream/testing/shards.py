@@ -75,7 +75,7 @@ def write_dataset(
                     writer.add(sample(number, kind, frames, size))
                 infos.append(writer.close())
             first += count
-    info = DatasetInfo.of_shards(directory.name, {"size": size}, infos)
+    info = DatasetInfo.of_shards(directory.name, {"payload": "frames", "frames": {"size": size}}, infos)
     save_dataset_info(directory, info)
     save_entities(directory / ENTITIES_FILE, [(noun, 4) for noun in NOUNS])
     return info

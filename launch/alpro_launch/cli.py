@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alpro_sharding.flags import add_shard_flags
 from alpro_stream.config import load_config
 from alpro_stream.errors import AlproError, ConfigError
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     shard = _add(commands, "shard", _shard, "turn a manifest of videos and images into shards")
     _takes_config(shard)
+    add_shard_flags(shard)
     train = _add(commands, "train", _train, "train; several configs are trained one after the other")
     _takes_config(train, several=True)
     train.add_argument("--ranks", type=int, default=1, help="processes on this machine (default 1)")
@@ -132,7 +134,8 @@ def _one_config(arguments: argparse.Namespace) -> tuple[str, list[str]]:
 def _shard(arguments: argparse.Namespace) -> int:
     from alpro_sharding.command import run_shard
 
-    return run_shard(*_one_config(arguments))
+    path, overrides = _one_config(arguments)
+    return run_shard(path, overrides, arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from alpro_sharding.ledger import LEDGER_FOLDER, overview
 from alpro_stream.errors import ConfigError, ShardError
 from alpro_stream.model.folder import CONFIG_FILE, read_description
 from alpro_stream.model.weight_files import WEIGHTS_FILE
-from alpro_stream.shards.layout import DATASET_FILE, index_path, load_dataset_info, tar_path
+from alpro_stream.shards.layout import DATASET_FILE, DatasetInfo, index_path, load_dataset_info, tar_path
 from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, latest_checkpoint, read_state
 
 
@@ -27,21 +28,26 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
         return _checkpoint(latest_checkpoint(path))
     if (path / CONFIG_FILE).is_file():
         return _model(path)
+    if (path / LEDGER_FOLDER).is_dir():
+        return _shard_set(path, verify)
     if path.is_dir():
         load_dataset_info(path)  # Its message says what is missing, and which splits there are.
     raise ConfigError(f"{path} is neither a shard folder nor a run nor a checkpoint nor an exported model")
 
 
+def _shard_set(path: Path, verify: bool) -> dict[str, Any]:
+    splits = sorted(found.parent for found in path.glob(f"*/{DATASET_FILE}"))
+    if verify:
+        for split in splits:
+            _verify(split, load_dataset_info(split))
+    digests = {split.name: load_dataset_info(split).digest for split in splits}
+    return {"shard_set": str(path), **overview(path), "digests": digests, "verified": verify}
+
+
 def _dataset(path: Path, verify: bool) -> dict[str, Any]:
     info = load_dataset_info(path)
     if verify:
-        for shard in info.shards:
-            for file, expected in (
-                (tar_path(path, shard.name), shard.sha256),
-                (index_path(path, shard.name), shard.index_sha256),
-            ):
-                if not file.is_file() or file_digest(file) != expected:
-                    raise ShardError(f"{file} is missing or damaged: its digest is not the one in {DATASET_FILE}")
+        _verify(path, info)
     return {
         "dataset": str(path),
         "split": info.split,
@@ -54,6 +60,19 @@ def _dataset(path: Path, verify: bool) -> dict[str, Any]:
         "shards": {shard.name: shard.num_samples for shard in info.shards},
         "options": info.options,
     }
+
+
+def _verify(path: Path, info: DatasetInfo) -> None:
+    for shard in info.shards:
+        for file, expected in (
+            (tar_path(path, shard.name), shard.sha256),
+            (index_path(path, shard.name), shard.index_sha256),
+        ):
+            if not file.is_file() or file_digest(file) != expected:
+                raise ShardError(
+                    f"{file} is missing or damaged: its digest is not the one in {DATASET_FILE}; remove it and run its "
+                    "`alpro shard` again"
+                )
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Which row goes to which shard: a pure function of the manifest's order, so the bytes do not depend on workers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from alpro_stream.manifest import Kind, ManifestRow
 from alpro_stream.shards.layout import shard_name
+
+Group = tuple[str, Kind]
+"""Split and kind: what the rows of a shard have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +25,21 @@ class PlannedShard:
         return shard_name(self.kind, self.number)
 
 
-def plan_shards(rows: Iterable[ManifestRow], samples_per_shard: int) -> Iterator[PlannedShard]:
+def plan_shards(
+    rows: Iterable[ManifestRow], samples_per_shard: int, first_numbers: Mapping[Group, int] | None = None
+) -> Iterator[PlannedShard]:
     """Cuts the rows of each (split, kind) into shards of `samples_per_shard` rows, the last one smaller.
 
     A shard is given as soon as its rows are known, so only the unfinished ones are in memory. Rows that fail later
     leave their shard smaller; they never move other rows.
+
+    Args:
+        rows: in the order of the manifest.
+        samples_per_shard: rows of a shard.
+        first_numbers: where the numbers of a (split, kind) begin, 0 unless given: after those of earlier manifests.
     """
-    pending: dict[tuple[str, Kind], list[ManifestRow]] = {}
-    numbers: dict[tuple[str, Kind], int] = {}
+    pending: dict[Group, list[ManifestRow]] = {}
+    numbers: dict[Group, int] = dict(first_numbers or {})
     for row in rows:
         group = (row.split, row.kind)
         held = pending.setdefault(group, [])
@@ -40,9 +50,7 @@ def plan_shards(rows: Iterable[ManifestRow], samples_per_shard: int) -> Iterator
         yield _take(group, pending, numbers)
 
 
-def _take(
-    group: tuple[str, Kind], pending: dict[tuple[str, Kind], list[ManifestRow]], numbers: dict[tuple[str, Kind], int]
-) -> PlannedShard:
+def _take(group: Group, pending: dict[Group, list[ManifestRow]], numbers: dict[Group, int]) -> PlannedShard:
     rows = tuple(pending[group])
     pending[group] = []
     number = numbers.get(group, 0)

@@ -13,6 +13,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from alpro_stream.shards.storage import publish_bytes
 
+TOKENIZER_FOLDER = "tokenizer"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_POSITIONS = 512
 # Often enough that the words of extra texts become single tokens in any corpus that is small.

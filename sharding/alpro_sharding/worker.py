@@ -1,50 +1,29 @@
 """What one task does: read the media of one planned shard, write the shard, note the result. No Ray in here."""
 
-import json
+import platform
+import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alpro_sharding.assign import PlannedShard
-from alpro_sharding.entities import count_nouns
-from alpro_stream.errors import MediaError
-from alpro_stream.manifest import ManifestRow, sample_key
-from alpro_stream.media import SourceInfo, UnreadableError, encode_jpeg, read_image, sparse_frames
-from alpro_stream.shards import Sample, SampleMetadata, ShardInfo, ShardWriter
+from alpro_sharding.duplicates import SampleHashes, captions_hash, media_hash
+from alpro_sharding.entities import CountNouns, NounOptions, noun_counter
+from alpro_sharding.existing import ExistingSamples
+from alpro_sharding.filters import usable_captions
+from alpro_sharding.media_messages import MediaAnswer, MediaFailure, MediaOptions, MediaRequest
+from alpro_sharding.media_pool import MediaPool
+from alpro_sharding.results import DIGESTS_SUFFIX, HASHES_SUFFIX, SETTLED_STAGES, Failure, ShardResult, Work, read_note
+from alpro_sharding.statistics import Statistics
+from alpro_stream.errors import ShardError
+from alpro_stream.manifest import ManifestRow, media_place, public_place, sample_key
+from alpro_stream.media import is_address
+from alpro_stream.shards import Sample, SampleMetadata, ShardInfo, ShardWriter, VideoFile
 from alpro_stream.shards.storage import publish_bytes
 
-Stage = Literal["manifest", "probe", "decode", "write"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A manifest line that gave no sample.
-
-    Attributes:
-        line: line of the manifest, counted from 1.
-        id: the row's id, when it could be read.
-        media: the row's file, when it could be read.
-        stage: ``manifest`` (the line), ``probe`` (opening the file), ``decode`` or ``write``.
-        reason: one sentence.
-    """
-
-    line: int
-    id: str | None
-    media: str | None
-    stage: Stage
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class FrameOptions:
-    """How media become stored frames; see `ShardConfig`."""
-
-    fps: float
-    max_frames: int
-    size: int
-    quality: int
+OnRow = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,133 +32,234 @@ class ShardTask:
 
     Attributes:
         planned: the shard and its rows.
-        media_root: folder that relative media paths start from.
+        media_root: folder or address that relative media paths start from.
         directory: folder of the split.
-        result_path: where the result is noted once the shard is published.
-        options: how media become frames.
+        note: where the result is noted once the shard is published.
+        options: how media become members of samples.
+        nouns: how nouns are counted.
+        retry: try the rows again that failed before, and leave the shard as it is when none of them succeeds.
     """
 
     planned: PlannedShard
     media_root: str
-    directory: str
-    result_path: str
-    options: FrameOptions
+    directory: Path
+    note: Path
+    options: MediaOptions
+    nouns: NounOptions
+    retry: bool = False
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is gathered on the way through a shard."""
+
+    failures: list[Failure] = field(default_factory=list)
+    nouns: Counter[str] = field(default_factory=Counter)
+    statistics: Statistics = field(default_factory=Statistics)
+    hashes: SampleHashes = field(default_factory=SampleHashes)
+    num_new: int = 0
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    write_s: float = 0.0
+    text_s: float = 0.0
+
+    def add(self, sample: Sample, count_nouns: CountNouns) -> None:
+        """Counts a sample in."""
+        started = time.monotonic()
+        metadata, source = sample.metadata, sample.metadata.source
+        self.nouns.update(count_nouns(metadata.captions))
+        self.statistics = self.statistics + Statistics.of_sample(metadata, len(sample.frames))
+        media = media_hash(source["sha256"], source["start_s"], source["end_s"])
+        self.hashes.add(media, captions_hash(metadata.captions))
+        self.text_s += time.monotonic() - started
 
 
 @dataclass(frozen=True, slots=True)
-class ShardResult:
-    """What became of a planned shard.
+class _Row:
+    """A row with what is known of it before any file is opened."""
 
-    Attributes:
-        num_rows: rows planned for it.
-        shard: its description; None when every row failed.
-        failures: the rows that gave no sample, in manifest order.
-        nouns: noun counts of the captions of its samples.
-    """
-
-    num_rows: int
-    shard: ShardInfo | None
-    failures: tuple[Failure, ...]
-    nouns: dict[str, int]
-
-    def to_json(self) -> bytes:
-        """JSON that `from_json` reads."""
-        values = {
-            "num_rows": self.num_rows,
-            "shard": self.shard.model_dump(mode="json") if self.shard else None,
-            "failures": [asdict(failure) for failure in self.failures],
-            "nouns": dict(sorted(self.nouns.items())),
-        }
-        return json.dumps(values, ensure_ascii=False).encode("utf-8")
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "ShardResult":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError, KeyError, TypeError: other bytes.
-        """
-        values = json.loads(data)
-        return cls(
-            num_rows=values["num_rows"],
-            shard=ShardInfo.model_validate(values["shard"]) if values["shard"] else None,
-            failures=tuple(Failure(**failure) for failure in values["failures"]),
-            nouns=values["nouns"],
-        )
+    row: ManifestRow
+    captions: tuple[str, ...]
+    failure: Failure | None = None
+    sample: Sample | None = None
 
 
-def make_shard(task: ShardTask) -> ShardResult:
+def make_shard(task: ShardTask, on_row: OnRow = lambda num_rows: None) -> ShardResult:
     """Makes one shard and notes the result; a row that fails is a `Failure`, it never raises.
 
-    Doing it again gives the same bytes, and each file appears whole or not at all, so a task may die at any moment
-    and be repeated.
+    Samples that an earlier attempt has published are taken over; doing it again gives the same bytes. Each file
+    appears whole or not at all, so a task may die at any moment and be repeated.
+
+    Args:
+        task: the shard.
+        on_row: called with the number of rows done, after each.
 
     Raises:
         ShardError: the target cannot be written.
-        OSError: the result cannot be noted.
     """
-    planned = task.planned
-    failures: list[Failure] = []
-    nouns: Counter[str] = Counter()
+    started = time.monotonic()
+    tally = _Tally()
+    # Only a retry has a note to respect: of a shard that is made, the note is gone before its files change.
+    previous = read_note(task.note) if task.retry else None
+    trusted = _trusted_digests(task, previous)
+    writer = _write_samples(task, trusted, _settled_failures(previous), tally, on_row)
     shard: ShardInfo | None = None
-    samples = _samples(task, failures)
-    # The file is made only once there is a sample to put into it.
-    if (first := next(samples, None)) is not None:
-        with ShardWriter(task.directory, planned.name, planned.kind) as writer:
-            sample: Sample | None = first
-            while sample is not None:
-                writer.add(sample)
-                nouns.update(count_nouns(sample.metadata.captions))
-                sample = next(samples, None)
-            shard = writer.close()
-    result = ShardResult(len(planned.rows), shard, tuple(failures), dict(nouns))
-    publish_bytes(Path(task.result_path), result.to_json())
+    now = time.monotonic()
+    if writer is not None and previous is not None and not tally.num_new:
+        writer.abort()
+        shard = previous.shard
+    elif writer is not None:
+        # A note that is there always describes the files beside it, and a tar is always known by its digest, at
+        # whatever moment this process dies.
+        digests = "".join(f"{digest}\n" for digest in [*sorted(trusted), writer.finish()])
+        _publish(task.note.with_suffix(DIGESTS_SUFFIX), digests.encode())
+        task.note.unlink(missing_ok=True)
+        shard = writer.close()
+        _publish(task.note.with_suffix(HASHES_SUFFIX), tally.hashes.to_bytes())
+    tally.write_s += time.monotonic() - now
+    work = Work(
+        host=platform.node(),
+        wall_s=time.monotonic() - started,
+        fetch_s=tally.fetch_s,
+        decode_s=tally.decode_s,
+        write_s=tally.write_s,
+        text_s=tally.text_s,
+    )
+    result = ShardResult(
+        num_rows=len(task.planned.rows),
+        shard=shard,
+        failures=tuple(tally.failures),
+        nouns=dict(tally.nouns),
+        statistics=tally.statistics,
+        work=work,
+    )
+    _publish(task.note, result.to_json())
     return result
 
 
-def _samples(task: ShardTask, failures: list[Failure]) -> Iterator[Sample]:
-    """The samples of the rows that work; the others are appended to `failures`."""
-    for row in task.planned.rows:
-        stage: Stage = "decode"
+def _write_samples(
+    task: ShardTask, trusted: frozenset[str], settled: dict[int, Failure], tally: _Tally, on_row: OnRow
+) -> ShardWriter | None:
+    """Writes the samples of the rows that work, without publishing them; None when there is none."""
+    planned, count_nouns = task.planned, noun_counter(task.nouns)
+    writer: ShardWriter | None = None
+    with ExistingSamples(task.directory, planned.name, trusted) as existing:
         try:
-            frames, timestamps, source = _read_media(row, Path(task.media_root), task.options)
-            stage = "write"
-            jpegs = tuple(encode_jpeg(pixels, task.options.quality) for pixels in frames)
-            sample = Sample(_metadata(row, timestamps, source), jpegs)
-        except UnreadableError as error:
-            failures.append(Failure(row.line, row.id, row.media, "probe", str(error)))
-        except MediaError as error:
-            failures.append(Failure(row.line, row.id, row.media, stage, str(error)))
-        except Exception as error:  # one strange file must not cost the other rows of its shard
-            reason = f"unexpected {type(error).__name__}: {error}"
-            failures.append(Failure(row.line, row.id, row.media, stage, reason))
-        else:
-            yield sample
+            for sample in _samples(task, existing, settled, tally, on_row):
+                started = time.monotonic()
+                # The file is made only once there is a sample to put into it.
+                writer = writer or ShardWriter(task.directory, planned.name, planned.kind)
+                writer.add(sample)
+                tally.write_s += time.monotonic() - started
+                tally.add(sample, count_nouns)
+        except BaseException:
+            if writer is not None:
+                writer.abort()
+            raise
+    return writer
 
 
-def _read_media(row: ManifestRow, media_root: Path, options: FrameOptions) -> tuple[Any, tuple[float, ...], SourceInfo]:
-    path = media_root / row.media
-    if row.kind == "image":
-        pixels, source = read_image(path, options.size)
-        return (pixels,), (0.0,), source
-    clip = sparse_frames(
-        path,
-        fps=options.fps,
-        max_frames=options.max_frames,
-        size=options.size,
-        start_s=row.start_s,
-        end_s=row.end_s,
-    )
-    return clip.frames, clip.timestamps_s, clip.source
+def _trusted_digests(task: ShardTask, previous: ShardResult | None) -> frozenset[str]:
+    """Digests that the shard's tar may have: of the one that is noted, and of those that were being published."""
+    noted = {previous.shard.sha256} if previous is not None and previous.shard is not None else set()
+    try:
+        return frozenset(noted.union(task.note.with_suffix(DIGESTS_SUFFIX).read_text().split()))
+    except OSError:
+        return frozenset(noted)
 
 
-def _metadata(row: ManifestRow, timestamps_s: tuple[float, ...], source: SourceInfo) -> SampleMetadata:
-    return SampleMetadata(
+def _publish(path: Path, data: bytes) -> None:
+    try:
+        publish_bytes(path, data)
+    except OSError as error:
+        raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def media_request(row: ManifestRow, media_root: str) -> MediaRequest:
+    """What a media process is asked for a row."""
+    return MediaRequest(media_place(media_root, row.media), row.byte_range, row.kind, row.start_s, row.end_s)
+
+
+def sample_of(row: ManifestRow, captions: tuple[str, ...], answer: MediaAnswer) -> Sample:
+    """The sample that a row and what was found in its file make."""
+    source = {"media": public_place(row.media), **asdict(answer.source), "start_s": row.start_s, "end_s": row.end_s}
+    source["sha256"] = answer.sha256
+    if answer.sampling is not None:
+        source["sampling"] = answer.sampling
+    if row.license is not None:
+        source["license"] = row.license
+    metadata = SampleMetadata(
         key=sample_key(row.id),
         id=row.id,
-        captions=row.captions,
+        captions=captions,
         qa=row.qa,
         kind=row.kind,
-        frame_timestamps_s=timestamps_s,
-        source={"media": row.media, **asdict(source), "start_s": row.start_s, "end_s": row.end_s},
+        frame_timestamps_s=answer.timestamps_s,
+        source=source,
     )
+    if answer.timestamps_s:
+        return Sample(metadata, tuple(member.read() for member in answer.members))
+    (video,) = answer.members
+    return Sample(metadata, (), VideoFile(video.extension, video.open(), video.size))
+
+
+def num_processes(rows: tuple[ManifestRow, ...], media_root: str, options: MediaOptions) -> int:
+    """Media processes that serve these rows: files of this machine need one to decode and one to be read from."""
+    remote = any(is_address(media_place(media_root, row.media)) for row in rows)
+    return 1 + options.limits.fetches if remote else 2
+
+
+def _samples(
+    task: ShardTask, existing: ExistingSamples, settled: dict[int, Failure], tally: _Tally, on_row: OnRow
+) -> Iterator[Sample]:
+    """The samples of the rows that work, in order; the others are appended to the failures."""
+    rows = task.planned.rows
+    pool = _pool(task.options, num_processes(rows, task.media_root, task.options))
+    work = ((item, _request_of(item, task.media_root)) for item in _prepared(task, existing, settled))
+    for num_done, (item, outcome) in enumerate(pool.outcomes(work), 1):
+        row, failure, sample = item.row, item.failure, item.sample
+        if isinstance(outcome, MediaFailure):
+            failure = Failure(row.line, row.id, public_place(row.media), outcome.stage, outcome.reason)
+        elif outcome is not None:
+            tally.fetch_s += outcome.fetch_s
+            tally.decode_s += outcome.decode_s
+            tally.num_new += 1
+            sample = sample_of(row, item.captions, outcome)
+        if failure is not None:
+            tally.failures.append(failure)
+        elif sample is not None:
+            yield sample
+        on_row(num_done)
+
+
+def _prepared(task: ShardTask, existing: ExistingSamples, settled: dict[int, Failure]) -> Iterator[_Row]:
+    for row in task.planned.rows:
+        captions, reason = usable_captions(row.captions, task.options.filters)
+        failure = settled.get(row.line)
+        if failure is None and reason is not None:
+            failure = Failure(row.line, row.id, public_place(row.media), "filter", reason)
+        yield _Row(row, captions, failure, None if failure else existing.get(row))
+
+
+def _request_of(item: _Row, media_root: str) -> MediaRequest | None:
+    return None if item.failure or item.sample else media_request(item.row, media_root)
+
+
+def _settled_failures(previous: ShardResult | None) -> dict[int, Failure]:
+    failures = previous.failures if previous else ()
+    return {failure.line: failure for failure in failures if failure.stage in SETTLED_STAGES}
+
+
+def _pool(options: MediaOptions, num_processes: int) -> MediaPool:
+    """The media processes of this worker, which stay for its next shard."""
+    wanted = (options, num_processes)
+    if _kept.get("for") != wanted:
+        if "pool" in _kept:
+            _kept["pool"].close()
+        _kept.update({"for": wanted, "pool": MediaPool(options, num_processes)})
+    pool: MediaPool = _kept["pool"]
+    return pool
+
+
+# Ray runs one shard after the other in the same process: starting the media processes costs a second.
+_kept: dict[str, Any] = {}

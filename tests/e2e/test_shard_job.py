@@ -1,7 +1,5 @@
 """The sharding command with real Ray, on the example clips and on damaged files."""
 
-import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -13,50 +11,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+from shard_runs import (
+    DEMO,
+    ROOT,
+    SHARD,
+    contents,
+    environment,
+    processes_of,
+    run_command,
+    temporaries,
+    wait_until_gone,
+    write_manifest,
+)
 
 from alpro_sharding import ShardConfig, main, shard
+from alpro_sharding.job import Progress
 from alpro_stream.config import validate
 from alpro_stream.errors import ShardError
 from alpro_stream.shards import ShardReader, load_dataset_info, load_entities
-
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = "configs/demo/shard.yaml"
-SHARD = [sys.executable, "-m", "sharding"]
-MARK = "ALPRO_TEST_STARTED_BY"
-
-
-def environment(marker):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", MARK: str(marker)}
-
-
-def run_command(marker, *arguments):
-    command = [*SHARD, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(marker), capture_output=True, text=True, timeout=240)
-
-
-def contents(out):
-    """Digest of every file of a shard set that must not depend on how it was made."""
-    paths = [path for path in out.rglob("*") if path.is_file() and ".ledger" not in path.parts]
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-        if path.name != "shard_config.yaml"  # names the folder
-    }
-
-
-def processes_of(marker):
-    """Processes started, directly or not, with this mark in their environment; zombies have none."""
-    found = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == marker:
-                found.add(process.pid)
-    return found
-
-
-def write_manifest(path, *rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +37,7 @@ def demo(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("demo")
     result = run_command(work_dir, DEMO, f"work_dir={work_dir}", "num_workers=2")
     assert result.returncode == 0, result.stderr
-    assert processes_of(str(work_dir)) == set(), "the command left processes behind"
+    assert processes_of(work_dir) == set(), "the command left processes behind"
     return work_dir / "shards", result.stdout
 
 
@@ -116,9 +88,9 @@ def test_a_second_run_makes_nothing_and_starts_no_ray(demo, capsys, monkeypatch)
 def test_changed_options_are_refused(demo, capsys, monkeypatch):
     out, _ = demo
     monkeypatch.chdir(ROOT)
-    assert main([DEMO, f"work_dir={out.parent}", "fps=1"]) == 1
+    assert main([DEMO, f"work_dir={out.parent}", "frames.fps=1"]) == 1
     printed = capsys.readouterr().err
-    assert "fps: 3.0 != 1.0" in printed
+    assert "options.frames.fps: 3.0 != 1.0" in printed
     assert "another `out`" in printed
 
 
@@ -142,7 +114,7 @@ def test_bad_rows_are_listed_and_the_good_ones_sharded(tmp_path):
     )
     config = validate(ShardConfig, {"manifest": str(manifest), "out": str(tmp_path / "out"), "num_workers": 1}, "test")
     progress = []
-    summary = shard(config, lambda done, total: progress.append((done, total)))
+    summary = shard(config, progress.append)
     failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     assert [(f["line"], f["id"], f["stage"]) for f in failures] == [
         (1, None, "manifest"),
@@ -154,10 +126,10 @@ def test_bad_rows_are_listed_and_the_good_ones_sharded(tmp_path):
         (9, "late", "decode"),
         (10, "own", "manifest"),
     ]
-    assert set(failures[1]) == {"line", "id", "media", "stage", "reason"}
+    assert set(failures[1]) == {"manifest", "line", "id", "media", "stage", "reason"}
     assert (summary.num_rows, summary.num_samples, summary.num_failures) == (10, 2, 8)
     assert sorted(summary.splits) == ["train", "val"]
-    assert progress[-1] == (10, 10)
+    assert progress[-1] == Progress(num_rows=10, num_done=10, num_new=6)
     assert load_entities(tmp_path / "out" / "val" / "entities.json") == [("dog", 1)]
 
 
@@ -171,7 +143,7 @@ def test_when_nothing_can_be_made_the_reasons_are_named(tmp_path, capsys):
     assert (
         main([str(ROOT / "configs/shard/default.yaml"), f"manifest={tmp_path / 'none'}", f"work_dir={tmp_path}"]) == 1
     )
-    assert "cannot read the manifest" in capsys.readouterr().err
+    assert "no such manifest" in capsys.readouterr().err
 
 
 def start_slow_run(work_dir):
@@ -184,14 +156,6 @@ def start_slow_run(work_dir):
         time.sleep(0.05)
     assert process.poll() is None
     return process
-
-
-def wait_until_gone(marker):
-    for _ in range(120):
-        if not processes_of(str(marker)):
-            return
-        time.sleep(0.5)
-    pytest.fail("processes stayed behind")
 
 
 @pytest.mark.slow
@@ -251,10 +215,10 @@ def cluster(tmp_path):
     wait_until_gone(tmp_path)
 
 
-def submit(cluster, *arguments):
+def submit(cluster, *arguments, options=()):
     """Submits a job from the checkout; a cluster that has just started refuses for some seconds."""
     ray, address, env = cluster
-    command = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--"]
+    command = [ray, "job", "submit", "--address", address, "--working-dir", ".", *options, "--"]
     for _ in range(60):
         result = subprocess.run(
             [*command, *SHARD, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
@@ -273,3 +237,39 @@ def test_submitted_as_a_ray_job(cluster, demo, tmp_path):
     result = submit(cluster, DEMO, f"work_dir={tmp_path}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert contents(tmp_path / "shards") == contents(demo[0])
+
+
+def kill_driver(marker, notes, num_done):
+    """kill -9 of the driver of a submitted job, as soon as so many shards are made."""
+    for _ in range(2400):
+        drivers = [pid for pid in processes_of(marker) if command_of(pid)[1:3] == ["-m", "sharding"]]
+        if drivers and len(list(notes.glob("*.json"))) >= num_done:
+            for pid in drivers:
+                os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    pytest.fail("the job did not come that far")
+
+
+def command_of(pid):
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+def test_a_submitted_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(cluster, demo, tmp_path):
+    arguments = [DEMO, f"work_dir={tmp_path}", "samples_per_shard=1"]
+    notes = tmp_path / "shards/.ledger/train"
+    for num_done in (3, 12):
+        assert submit(cluster, *arguments, options=["--no-wait"]).returncode == 0
+        kill_driver(tmp_path, notes, num_done)
+        assert not (tmp_path / "shards/train/dataset.json").exists()
+    result = submit(cluster, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "of them made before" in result.stdout
+    quiet = run_command(tmp_path / "quiet", DEMO, f"work_dir={tmp_path / 'quiet'}", "samples_per_shard=1")
+    assert quiet.returncode == 0, quiet.stderr
+    assert contents(tmp_path / "shards") == contents(tmp_path / "quiet/shards")
+    assert not temporaries(tmp_path / "shards")

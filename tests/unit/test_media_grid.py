@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro_stream.media.grid import Thinning, grid_rate, is_on_grid, spread
+from alpro_stream.media.grid import Thinning, as_written, is_on_grid, spread, thinned
 
 
 def shown_at(times, end, grid_time):
@@ -34,9 +34,9 @@ def test_a_time_stamp_that_jumps_by_days_costs_nothing():
     assert is_on_grid(Fraction(1), Fraction(10**9), Fraction(30))
 
 
-def test_rates_are_read_as_written():
-    assert grid_rate(29.97) == Fraction(2997, 100)
-    assert grid_rate(1 / 3) == Fraction(1, 3)
+def test_rates_and_times_are_read_as_written():
+    assert as_written(29.97) == Fraction(2997, 100)
+    assert as_written(1 / 3) == Fraction(1, 3)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 64])
@@ -48,6 +48,7 @@ def test_thinning_is_even_and_bounded(num_items, limit):
         most_held = max(most_held, len(thinning._held))
     kept = thinning.result()
     assert most_held <= 2 * limit
+    assert kept == thinned(num_items, limit)
     assert len(kept) == min(num_items, limit)
     if num_items <= limit:
         assert kept == list(range(num_items))

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 import alpro_stream
 from alpro_stream.config import validate
 from alpro_stream.errors import CheckpointError, ConfigError, DataError, MediaError
-from alpro_stream.media import sparse_frames
+from alpro_stream.media import FrameConfig, open_media, sparse_frames
 from alpro_stream.model.folder import LoadedModel, ModelDescription
 from alpro_stream.model.pixels import normalise
 from alpro_stream.pretrained import Alpro
@@ -68,7 +68,8 @@ def test_features_are_unit_rows_and_similarity_is_their_product(model):
 
 def test_a_path_its_frames_and_prepared_pixels_give_the_same_feature(model):
     config = model.model.config.video
-    stored = np.stack(sparse_frames(VIDEO, fps=3, max_frames=64, size=config.image_size).frames)
+    with open_media(VIDEO) as file:
+        stored = np.stack(sparse_frames(file, FrameConfig(fps=3, max_frames=64, size=config.image_size)).frames)
     expected = model.encode_video(VIDEO)
     chosen = stored[(2 * np.arange(config.num_frames) + 1) * len(stored) // (2 * config.num_frames)]
     for same in (stored, list(stored), [Image.fromarray(frame) for frame in stored], torch.from_numpy(stored)):
@@ -79,16 +80,20 @@ def test_a_path_its_frames_and_prepared_pixels_give_the_same_feature(model):
 
 
 def test_the_network_sees_the_whole_frame_and_the_order_of_frames(model):
-    stored = np.stack(sparse_frames(VIDEO, fps=3, max_frames=64, size=64).frames)
+    with open_media(VIDEO) as file:
+        stored = np.stack(sparse_frames(file, FrameConfig(size=64)).frames)
     assert not torch.allclose(model.encode_video(stored), model.encode_video(stored[::-1].copy()), atol=1e-6)
     by_hand, _ = model.model.dual.encode_video(normalise(torch.zeros(1, 2, 48, 48, 3, dtype=torch.uint8)))
     black = model.encode_video(np.zeros((5, 30, 50, 3), np.uint8))
     torch.testing.assert_close(black, normalize(model.model.dual.video_projection(by_hand[:, 0]), dim=1))
 
 
-def test_an_image_is_one_frame(model):
+def test_an_image_is_one_frame(model, tmp_path):
     picture = Image.open(IMAGE).convert("RGB")
-    torch.testing.assert_close(model.encode_video(str(IMAGE)), model.encode_video(picture))
+    picture.save(tmp_path / "a.png")
+    torch.testing.assert_close(model.encode_video(str(tmp_path / "a.png")), model.encode_video(picture))
+    # The file of a large JPEG is shrunk while it is decoded, a picture afterwards.
+    torch.testing.assert_close(model.encode_video(str(IMAGE)), model.encode_video(picture), atol=5e-3, rtol=0)
     torch.testing.assert_close(model.encode_video(picture), model.encode_video(np.asarray(picture)))
 
 
@@ -118,7 +123,7 @@ def test_pictures_are_upright_and_on_white_as_files_are(model, tmp_path):
     orientation[0x0112] = 6  # Turned by a quarter.
     Image.new("RGBA", (60, 40), (200, 0, 0, 90)).save(tmp_path / "transparent.png")
     Image.new("I;16", (9, 9), 9000).save(tmp_path / "grey.png")
-    Image.open(IMAGE).save(tmp_path / "turned.jpg", exif=orientation)
+    Image.open(IMAGE).reduce(4).save(tmp_path / "turned.jpg", exif=orientation)
     for path in tmp_path.iterdir():
         torch.testing.assert_close(model.encode_video(Image.open(path)), model.encode_video(path), msg=path.name)
 
@@ -204,7 +209,7 @@ def test_an_address_is_fetched(model, server):
     [
         ("{}/videos/none.mp4", "404"),
         ("file:///etc/passwd", "cannot fetch file://"),
-        ("http://127.0.0.1:1/a.mp4", "fetched"),
+        ("http:///a.mp4", "http:///a.mp4: the address names no server"),
     ],
 )
 def test_a_bad_address_says_why(model, server, address, words):

@@ -72,10 +72,11 @@ def test_the_index_says_where_each_member_lies(tmp_path):
     assert [index.key(slot) for slot in range(len(index))] == ["a", "b", "c"]
     assert [index.num_frames(slot) for slot in range(3)] == [3, 1, 12]
     for slot, sample in enumerate(SAMPLES):
-        for member, (extension, content) in zip(index.members(slot), sample.members(), strict=True):
+        for member, (extension, size, content) in zip(index.members(slot), sample.members(), strict=True):
             assert member.extension == extension
             assert member.name == f"{sample.metadata.key}.{extension}"
-            assert data[member.offset : member.offset + member.size] == content
+            assert data[member.offset : member.offset + member.size] == content.read()
+            assert member.size == size
             assert member.offset % 512 == 0
 
 

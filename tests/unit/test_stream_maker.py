@@ -160,7 +160,7 @@ def test_every_caption_is_chosen_and_equal_texts_and_videos_are_known(root, tmp_
         for number in range(8):
             clip = sample(number, "video", 2, 32)
             writer.add(replace(clip, metadata=replace(clip.metadata, captions=captions)))
-        save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"size": 32}, [writer.close()]))
+        save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"frames": {"size": 32}}, [writer.close()]))
     maker, plan = open_maker(stream_config(root, sources=[{"path": tmp_path}]))
     batches = [maker.make(plan, step, range(4)) for step in range(12)]
     counts = [sum(batch.captions.count(caption) for batch in batches) for caption in captions]
@@ -188,7 +188,7 @@ def test_a_foreign_sample_without_caption_or_frame_is_named(root, tmp_path, capt
     write_index(tmp_path / "video-000000.idx", index_tar(tmp_path / "video-000000.tar"))
     counts = dict.fromkeys(("num_captions", "num_questions", "num_bytes"), 0)
     info = ShardInfo(name="video-000000", kind="video", num_samples=8, sha256="", index_sha256="", **counts)
-    save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"size": 32}, [info]))
+    save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"frames": {"size": 32}}, [info]))
     maker, plan = open_maker(stream_config(root, sources=[{"path": tmp_path}]))
     with pytest.raises(DataError, match=rf"^video-000000:\d k\d: {found} captions stored"):
         maker.make(plan, 0, range(4))

@@ -48,7 +48,7 @@ def test_the_size_of_stored_frames(both, tmp_path):
     write_dataset(tmp_path, video_shards=[2], size=16)
     save_dataset_info(tmp_path, load_dataset_info(tmp_path).model_copy(update={"options": {}}))
     (source,) = open_sources([SourceConfig(path=tmp_path)])
-    with pytest.raises(ShardError, match=r"no options\.size"):
+    with pytest.raises(ShardError, match=r"no options\.frames\.size"):
         _ = source.stored_size
 
 

@@ -1,0 +1,108 @@
+"""The annotation files of published data sets, as their authors distribute them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alpro_stream.errors import ManifestError
+from alpro_stream.manifest.columns import Entry
+from alpro_stream.manifest.lines import json_document, text_lines
+from alpro_stream.manifest.rows import RejectedRow, type_name
+
+_MSRVTT_SPLITS = {"validate": "val"}
+
+
+def cc3m_entries(path: Path) -> Iterator[Entry | RejectedRow]:
+    """CC3M: ``caption<TAB>url`` without a header; quotes are part of the caption.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    for item in text_lines(path):
+        if isinstance(item, RejectedRow):
+            yield item
+            continue
+        line, text = item
+        cells = text.rstrip("\r\n").split("\t")
+        if len(cells) == 2:
+            yield Entry(line, {"caption": cells[0], "url": cells[1], "kind": "image"})
+        else:
+            yield RejectedRow(line, None, f"{len(cells)} columns, expected a caption and an address with a tab between")
+
+
+def msvd_entries(path: Path) -> Iterator[Entry | RejectedRow]:
+    """MSVD: ``<name> <caption>``, one line a caption, comments with ``#``.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    for item in text_lines(path):
+        if isinstance(item, RejectedRow):
+            yield item
+            continue
+        line, text = item
+        if text.startswith("#"):
+            continue
+        name, _, caption = text.strip().partition(" ")
+        yield Entry(line, {"name": name, "caption": caption})
+
+
+def msrvtt_entries(path: Path) -> Iterator[Entry | RejectedRow]:
+    """MSRVTT: an object with the lists ``videos`` and ``sentences``; an entry a video, with all its sentences.
+
+    Raises:
+        ManifestError: the file cannot be read, is broken, or does not have the two lists.
+    """
+    document = json_document(path)
+    lists = [document.get(name) if isinstance(document, dict) else None for name in ("videos", "sentences")]
+    if not all(isinstance(values, list) for values in lists):
+        found = sorted(document) if isinstance(document, dict) else type_name(document)
+        raise ManifestError(f"{path} holds {found}; expected an object with the lists 'videos' and 'sentences'")
+    videos, sentences = lists
+    sentences_of: dict[Any, list[Any]] = {}
+    number_of: dict[Any, int] = {}
+    for number, sentence in enumerate(sentences or [], 1):
+        video_id = _hashable(sentence, "video_id")
+        if video_id is None:
+            yield RejectedRow(number, None, f"sentence {number} names no 'video_id'")
+            continue
+        number_of.setdefault(video_id, number)
+        sentences_of.setdefault(video_id, []).append(sentence.get("caption"))
+    for number, video in enumerate(videos or [], 1):
+        video_id = _hashable(video, "video_id")
+        if video_id is None:
+            yield RejectedRow(number, None, f"video {number} has no 'video_id'")
+            continue
+        split = video.get("split")
+        captions = sentences_of.pop(video_id, [])
+        yield Entry(number, {**video, "captions": captions, "split": _MSRVTT_SPLITS.get(str(split), split)})
+    for video_id in sentences_of:
+        number = number_of[video_id]
+        yield RejectedRow(number, str(video_id), f"sentence {number} is of a video that the list does not have")
+
+
+def didemo_entries(path: Path) -> Iterator[Entry | RejectedRow]:
+    """DiDeMo: a list with one description of a moment an entry; all of a video make one paragraph, as published.
+
+    Raises:
+        ManifestError: the file cannot be read, is broken, or holds no list.
+    """
+    document = json_document(path)
+    if not isinstance(document, list):
+        raise ManifestError(f"{path} holds {type_name(document)}; expected a list of descriptions")
+    paragraphs: dict[str, Entry] = {}
+    for number, moment in enumerate(document, 1):
+        video, description = _hashable(moment, "video"), moment.get("description") if isinstance(moment, dict) else None
+        if video is None or not isinstance(description, str) or not description.strip():
+            yield RejectedRow(number, None if video is None else str(video), "expected a 'video' and its 'description'")
+        elif video in paragraphs:
+            paragraphs[video].values["description"] += f" {description}"
+        else:
+            paragraphs[video] = Entry(number, dict(moment))
+    yield from paragraphs.values()
+
+
+def _hashable(entry: Any, name: str) -> Any:
+    """The text or number under a key of an entry; None when there is none."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    return value if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None

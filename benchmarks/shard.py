@@ -1,0 +1,224 @@
+"""Sharding: its rate beside the ffmpeg command's, what writing costs, memory of a worker and of the driver.
+
+Steady state: workers and their media processes are up, Ray is not started. The clips are made here, from the example
+clips: ordinary H.264 (640x360, 25 frames a second, 60 s, B-frames, key frames where x264 puts them: at cuts, at most
+250 frames apart). All frames on the grid are stored, as ffmpeg stores them. The limit is the
+``ffmpeg`` command on the same cores for the same work, in the faster of two ways: one clip after the other with all its
+threads, or a command a core with one thread each. Needs the ``ffmpeg`` command.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from alpro_stream.errors import AlproError
+from benchmarks.harness import Measurement, Row, Target, main, measure
+
+_EXAMPLES = Path("examples/clips/videos")
+_NUM_CORES = len(os.sched_getaffinity(0))
+_SECONDS, _RATE = 60, 25
+_POLL_S = 0.01
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
+    """Measures everything; `--quick` takes fewer clips, repetitions and manifest rows."""
+    if shutil.which("ffmpeg") is None:
+        raise AlproError("the ffmpeg command is not installed, and it is what sharding is compared with")
+    num_clips, repetitions, num_rows = (4, 1, 200_000) if arguments.quick else (8, 7, 10_000_000)
+    with tempfile.TemporaryDirectory(prefix="alpro-shard-") as name:
+        folder = Path(name)
+        clips = _make_clips(folder / "clips", num_clips)
+        return [
+            *_rate_rows(folder, clips, repetitions),
+            *_memory_rows(folder),
+            _driver_row(folder, num_rows),
+        ]
+
+
+def _rate_rows(folder: Path, clips: Sequence[Path], repetitions: int) -> list[Row]:
+    workers = {
+        (sampling, count): _Workers(folder / f"{sampling}-{count}", clips, sampling, count)
+        for sampling, count in (("exact", _NUM_CORES), ("exact", 1), ("keyframes", _NUM_CORES))
+    }
+    try:
+        found = measure(
+            {
+                "ffmpeg, all threads": lambda: _ffmpeg_rate(clips, num_commands=1),
+                "ffmpeg, a command a core": lambda: _ffmpeg_rate(clips, num_commands=_NUM_CORES),
+                **{f"{sampling} {count}": each.rate for (sampling, count), each in workers.items()},
+            },
+            repetitions=repetitions,
+        )
+        write = Measurement(tuple(workers["exact", _NUM_CORES].write_shares))
+    finally:
+        for each in workers.values():
+            each.close()
+    limit = max(found["ffmpeg, all threads"], found["ffmpeg, a command a core"], key=lambda rate: rate.median)
+    exact = found[f"exact {_NUM_CORES}"]
+    return [
+        Row.of("exact", exact, "clips/s", limit, Target(at_least=0.9, of="ratio")),
+        Row.of("keyframes", found[f"keyframes {_NUM_CORES}"], "clips/s", limit, Target(at_least=5, of="ratio")),
+        Row.of("a worker a core over one worker", exact, "clips/s", found["exact 1"], Target(at_least=1.6, of="ratio")),
+        Row.of("tar and index, of a worker's time", write, "%", target=Target(at_most=3)),
+    ]
+
+
+class _Workers:
+    """Processes that make shards of their part of the clips, again and again, as Ray's workers do."""
+
+    def __init__(self, folder: Path, clips: Sequence[Path], sampling: str, count: int) -> None:
+        self.write_shares: list[float] = []
+        self._num_clips = len(clips)
+        self._processes = []
+        for number in range(count):
+            part = folder / str(number)
+            part.mkdir(parents=True)
+            job = {"clips": [str(clip) for clip in clips[number::count]], "out": str(part), "sampling": sampling}
+            self._processes.append(start_worker(job))
+
+    def rate(self) -> float:
+        """Clips a second, all workers together."""
+        started = time.perf_counter()
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("shard\n")
+            process.stdin.flush()
+        for process in self._processes:
+            assert process.stdout is not None
+            answer = process.stdout.readline()
+            if not answer:
+                raise AlproError("a worker of the benchmark ended")
+            self.write_shares.append(100 * json.loads(answer)["write_share"])
+        return self._num_clips / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.wait()
+
+
+def start_worker(job: dict[str, object]) -> "subprocess.Popen[str]":
+    """A process that makes the shard of `job` for each line that it reads, and answers with what that took."""
+    command = [sys.executable, "-m", "benchmarks.shard_worker", json.dumps(job)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ffmpeg_rate(clips: Sequence[Path], num_commands: int) -> float:
+    threads = [] if num_commands == 1 else ["-threads", "1"]
+
+    def extract(clip: Path) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            command = ["ffmpeg", "-v", "error", "-nostdin", *threads, "-i", str(clip), "-an"]
+            command += ["-vf", "fps=3,scale=256:256:flags=bicubic", "-q:v", "2", *threads, f"{out}/%03d.jpg"]
+            subprocess.run(command, check=True)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_commands) as pool:
+        list(pool.map(extract, clips))
+    return len(clips) / (time.perf_counter() - started)
+
+
+def _memory_rows(folder: Path) -> list[Row]:
+    """The largest memory of a worker with its media processes, over ordinary and over outsized inputs."""
+    inputs = {
+        "example clips": sorted(_EXAMPLES.iterdir()),
+        "8K H.264": [_encode(folder / "8k.mp4", "7680x4320", 10, ["-c:v", "libx264", "-preset", "ultrafast"])],
+        "8K H.264, 5 references": [
+            _encode(folder / "8kr.mp4", "7680x4320", 25, ["-c:v", "libx264", "-preset", "ultrafast", "-refs", "5"])
+        ],
+        "8K HEVC, 10 bit": [
+            _encode(folder / "8k10.mp4", "7680x4320", 6, ["-c:v", "libx265", "-pix_fmt", "yuv420p10le"], "ultrafast")
+        ],
+        "4K H.264, 60 s": [_encode(folder / "4k.mp4", "3840x2160", 1500, ["-c:v", "libx264", "-preset", "ultrafast"])],
+        "a PNG of 36 million pixels": [_encode(folder / "36m.png", "8000x4500", 1, ["-pix_fmt", "rgba"])],
+    }
+    found = []
+    for name, files in inputs.items():
+        out = folder / "memory" / name
+        out.mkdir(parents=True)
+        clips = [str(file.absolute()) for file in files]
+        process = start_worker({"clips": clips, "out": str(out), "sampling": "exact"})
+        memory = _PeakMemory(process.pid)
+        answer, _ = process.communicate("shard\n")
+        peak = memory.stop()
+        # A file that needs more than `limits.memory_mb` is a failure of its row, and keeps the promise too.
+        refused = len(files) - json.loads(answer)["num_samples"]
+        title = f"memory of a worker: {name}" + (f" ({refused} refused)" if refused else "")
+        found.append(Row(name=title, value=peak / 2**20, unit="MB", target=Target(at_most=800)))
+    return found
+
+
+class _PeakMemory:
+    """Largest sum, seen a hundred times a second, of the memory of a process and all its descendants.
+
+    Proportional set sizes: memory that processes share counts once.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._peak = 0
+        self._root = psutil.Process(pid)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """The peak in bytes."""
+        self._stopped.set()
+        self._thread.join()
+        return self._peak
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_S):
+            try:
+                family = [self._root, *self._root.children(recursive=True)]
+                self._peak = max(self._peak, sum(process.memory_full_info().pss for process in family))
+            except psutil.Error:
+                continue  # one of them ended meanwhile
+
+
+def _driver_row(folder: Path, num_rows: int) -> Row:
+    """Memory of the driver for each row of a manifest, from reading it to describing its shards."""
+    command = [sys.executable, "-m", "benchmarks.shard_driver", str(folder / "driver"), str(num_rows)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    name = f"memory of the driver, {num_rows:,} rows"
+    return Row(name=name, value=json.loads(answer)["bytes_per_row"], unit="bytes/row", target=Target(at_most=32))
+
+
+def _make_clips(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    sources = sorted(_EXAMPLES.glob("*.mp4"))
+    if not sources:
+        raise AlproError(f"no clips in {_EXAMPLES}; run this in the folder of a checkout")
+    clips = []
+    for number in range(count):
+        clip = folder / f"{number:02d}.mp4"
+        command = ["ffmpeg", "-v", "error", "-nostdin", "-stream_loop", "-1", "-i", str(sources[number % len(sources)])]
+        command += ["-t", str(_SECONDS), "-an", "-vf", "scale=640:360,setsar=1", "-r", str(_RATE)]
+        subprocess.run([*command, "-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "medium", str(clip)], check=True)
+        clips.append(clip)
+    return clips
+
+
+def _encode(path: Path, size: str, num_frames: int, codec: Sequence[str], x265_preset: str | None = None) -> Path:
+    extra = ["-x265-params", "log-level=none", "-preset", x265_preset] if x265_preset else []
+    source = ["-f", "lavfi", "-i", f"testsrc2=size={size}:rate=25"]
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-nostdin", *source, "-frames:v", str(num_frames), *codec, *extra, str(path)],
+        check=True,
+    )
+    return path
+
+
+if __name__ == "__main__":
+    main("shard", rows)
