@@ -9,13 +9,14 @@ README = Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any]) -> str:
+def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any], shard: dict[str, Any]) -> str:
     """The table and the sentence above it.
 
     Args:
         demo: result of `benchmarks/demo.py`.
         loop: result of `benchmarks/end_to_end.py`.
         step: result of `benchmarks/step.py`.
+        shard: result of `benchmarks/shard.py`.
     """
     machine = demo["machine"]
     figures, parts, base = _values(demo), _values(loop), _values(step)
@@ -36,6 +37,8 @@ def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any]) ->
         f"| step of the published model, batch 4, fp32: rate of its operations over that of a plain matrix product "
         f"| {100 * base['operations over matrix product']:.0f} % |",
         f"| and over the same step in separate passes | {base['step over literal']:.2f} x |",
+        f"| sharding, exact frames / key frames only: rate over that of the ffmpeg command on the same cores "
+        f"| {_ratio(shard, 'exact'):.1f} x / {_ratio(shard, 'keyframes'):.0f} x |",
         "",
         "The recall is memorisation of a small set, not quality. More in [benchmarks/results](benchmarks/results).",
     ]
@@ -51,13 +54,17 @@ def fill(readme: str, text: str) -> str:
 
 def current() -> str:
     """The README as it should be for the committed results."""
-    names = ("demo", "end_to_end", "step")
-    demo, loop, step = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
-    return fill(README.read_text(encoding="utf-8"), section(demo, loop, step))
+    names = ("demo", "end_to_end", "step", "shard")
+    results = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    return fill(README.read_text(encoding="utf-8"), section(*results))
 
 
 def _values(result: dict[str, Any]) -> dict[str, float]:
     return {row["name"]: row["value"] for row in result["rows"]}
+
+
+def _ratio(result: dict[str, Any], name: str) -> float:
+    return next(float(row["ratio"]) for row in result["rows"] if row["name"] == name)
 
 
 def _limit(result: dict[str, Any], name: str) -> float:

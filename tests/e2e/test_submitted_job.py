@@ -1,7 +1,6 @@
 """Jobs submitted to a cluster whose nodes have the libraries of the templates and nothing else."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,18 +16,15 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from shard_runs import DEMO, MARK, ROOT, contents, processes_of
 
 from alpro_stream.shards import load_dataset_info
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "launch/templates"
 REQUIREMENTS = TEMPLATES / "requirements-sharding.txt"
-DEMO = "configs/demo/shard.yaml"
-MARK = "ALPRO_TEST_STARTED_BY"
 BUCKET = "corpus"
 
 
@@ -80,15 +76,6 @@ def free_ports(number):
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def processes_of(marker):
-    found = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == marker:
-                found.add(process.pid)
-    return found
 
 
 def wait_until(condition, seconds, what):
@@ -146,17 +133,6 @@ def cluster(venv, tmp_path_factory):
                 lambda number=number: num_nodes() == number, 60, f"node {number} did not start: {work / 'nodes.log'}"
             )
         yield submit, Path(own_folder.name), (others[2], others[5])
-
-
-def contents(out):
-    """Digest of every file of a shard set that must not depend on how it was made."""
-    dependent = {"shard_config.yaml", "report.html"}  # the folder's name; times and hosts
-    paths = [path for path in out.rglob("*") if path.is_file() and ".ledger" not in path.parts]
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-        if path.name not in dependent
-    }
 
 
 def counted(ports, name):
