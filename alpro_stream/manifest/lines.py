@@ -1,7 +1,7 @@
 """Lines of text files and JSON, with bounded memory and a reason for each line that cannot be used."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +53,31 @@ def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
                 yield RejectedRow(line, None, f"not UTF-8 (byte {error.start} of the line)")
 
 
+def entries_of_lines(
+    path: Path, parse: Callable[[int, str], Entry | RejectedRow | None]
+) -> Iterator[Entry | RejectedRow]:
+    """What each line that is not empty says.
+
+    Args:
+        path: the file.
+        parse: from the number of a line and its text; None for a line that says nothing.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    for item in text_lines(path):
+        found = item if isinstance(item, RejectedRow) else parse(*item)
+        if found is not None:
+            yield found
+
+
 def json_lines(path: Path) -> Iterator[Entry | RejectedRow]:
     """One JSON object a line.
 
     Raises:
         ManifestError: the file cannot be read.
     """
-    for item in text_lines(path):
-        if isinstance(item, RejectedRow):
-            yield item
-            continue
-        line, text = item
-        try:
-            values = json.loads(text.rstrip())
-        except (ValueError, RecursionError) as error:
-            yield RejectedRow(line, None, f"not JSON: {explain_json(error)}")
-        else:
-            yield _entry(line, values)
+    return entries_of_lines(path, _json_entry)
 
 
 def json_entries(path: Path) -> Iterator[Entry | RejectedRow]:
@@ -113,6 +121,13 @@ def explain_json(error: Exception) -> str:
         where = f"character {error.colno}" if error.lineno == 1 else f"line {error.lineno}, character {error.colno}"
         return f"{error.msg.removesuffix(' at')} at {where}"
     return str(error)
+
+
+def _json_entry(line: int, text: str) -> Entry | RejectedRow:
+    try:
+        return _entry(line, json.loads(text.rstrip()))
+    except (ValueError, RecursionError) as error:
+        return RejectedRow(line, None, f"not JSON: {explain_json(error)}")
 
 
 def _entry(line: int, values: Any) -> Entry | RejectedRow:

@@ -6,7 +6,7 @@ from typing import Any
 
 from alpro_stream.errors import ManifestError
 from alpro_stream.manifest.columns import Entry
-from alpro_stream.manifest.lines import json_document, text_lines
+from alpro_stream.manifest.lines import entries_of_lines, json_document
 from alpro_stream.manifest.rows import RejectedRow, type_name
 
 _MSRVTT_SPLITS = {"validate": "val"}
@@ -18,16 +18,14 @@ def cc3m_entries(path: Path) -> Iterator[Entry | RejectedRow]:
     Raises:
         ManifestError: the file cannot be read.
     """
-    for item in text_lines(path):
-        if isinstance(item, RejectedRow):
-            yield item
-            continue
-        line, text = item
-        cells = text.rstrip("\r\n").split("\t")
-        if len(cells) == 2:
-            yield Entry(line, {"caption": cells[0], "url": cells[1], "kind": "image"})
-        else:
-            yield RejectedRow(line, None, f"{len(cells)} columns, expected a caption and an address with a tab between")
+    return entries_of_lines(path, _cc3m_entry)
+
+
+def _cc3m_entry(line: int, text: str) -> Entry | RejectedRow:
+    cells = text.rstrip("\r\n").split("\t")
+    if len(cells) == 2:
+        return Entry(line, {"caption": cells[0], "url": cells[1], "kind": "image"})
+    return RejectedRow(line, None, f"{len(cells)} columns, expected a caption and an address with a tab between")
 
 
 def msvd_entries(path: Path) -> Iterator[Entry | RejectedRow]:
@@ -36,15 +34,14 @@ def msvd_entries(path: Path) -> Iterator[Entry | RejectedRow]:
     Raises:
         ManifestError: the file cannot be read.
     """
-    for item in text_lines(path):
-        if isinstance(item, RejectedRow):
-            yield item
-            continue
-        line, text = item
-        if text.startswith("#"):
-            continue
-        name, _, caption = text.strip().partition(" ")
-        yield Entry(line, {"name": name, "caption": caption})
+    return entries_of_lines(path, _msvd_entry)
+
+
+def _msvd_entry(line: int, text: str) -> Entry | None:
+    if text.startswith("#"):
+        return None
+    name, _, caption = text.strip().partition(" ")
+    return Entry(line, {"name": name, "caption": caption})
 
 
 def msrvtt_entries(path: Path) -> Iterator[Entry | RejectedRow]:

@@ -42,7 +42,7 @@ av.logging.set_level(av.logging.PANIC)
 
 
 @contextmanager
-def open_video(file: BinaryIO, max_pixels: int | None = None) -> Iterator[tuple[Any, Any]]:
+def open_video(file: BinaryIO, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Reads a video from the beginning of an open, seekable file.
 
     Gives ``(container, its first video stream)``, set to single-threaded decoding: one task a core keeps every core
@@ -57,7 +57,7 @@ def open_video(file: BinaryIO, max_pixels: int | None = None) -> Iterator[tuple[
         UnreadableError: not a container on the list, no video stream, or more than `max_pixels`.
     """
     # Twice: decoders count what they pad, and frames within the limit must not fail for that.
-    limit = {} if max_pixels is None else {"max_pixels": str(2 * max_pixels)}
+    limit = {"max_pixels": str(2 * max_pixels)}
     file.seek(0)
     try:
         container = av.open(
@@ -68,8 +68,7 @@ def open_video(file: BinaryIO, max_pixels: int | None = None) -> Iterator[tuple[
     with container:
         stream = _first_video_stream(container)
         context = stream.codec_context
-        if max_pixels is not None:
-            refuse_pixels("video", context.width, context.height, max_pixels)
+        refuse_pixels("video", context.width, context.height, max_pixels)
         context.options = limit
         context.thread_count = 1
         yield container, stream

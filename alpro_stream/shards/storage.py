@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written under a hidden temporary name, flushed to disk, then renamed."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable
@@ -47,6 +48,12 @@ def publish_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_temporaries(directory: Path) -> int:

@@ -11,7 +11,6 @@
         COMPLETE           written last
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from alpro_stream.errors import AlproError, CheckpointError
 from alpro_stream.model.weight_files import WEIGHTS_FILE
+from alpro_stream.shards.storage import file_digest
 from alpro_stream.train.distributed import World
 
 FORMAT_VERSION = 2
@@ -162,9 +162,3 @@ def read_state(directory: Path) -> dict[str, Any]:
             f"{path} has format version {state.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
     return state
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

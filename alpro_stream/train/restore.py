@@ -24,8 +24,9 @@ from alpro_stream.model.loading import LoadReport, load_by_name
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.prompter.bank import bank_path, load_bank, write_bank
 from alpro_stream.prompter.labels import Labeller
+from alpro_stream.shards.storage import file_digest
 from alpro_stream.stream.text import Tokenizer
-from alpro_stream.train.checkpoint import STATE_FILE, file_digest, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import STATE_FILE, latest_checkpoint, read_state
 
 logger = logging.getLogger(__name__)
 

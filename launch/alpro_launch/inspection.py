@@ -8,7 +8,8 @@ from alpro_stream.errors import ConfigError, ShardError
 from alpro_stream.model.folder import CONFIG_FILE, read_description
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.shards.layout import DATASET_FILE, DatasetInfo, index_path, load_dataset_info, tar_path
-from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, latest_checkpoint, read_state
+from alpro_stream.shards.storage import file_digest
+from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
 
 
 def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:

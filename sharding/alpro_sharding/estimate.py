@@ -62,7 +62,7 @@ class Estimate:
 
     Attributes:
         num_rows: rows of the manifest.
-        num_rejected: rows that the manifest itself fails; known exactly.
+        num_rejected: rows that the manifest itself fails; those that repeat the id of another are not looked for.
         kinds: by kind.
         failures_by_reason: of the rows that were tried.
         num_workers: workers that the time is for.
@@ -168,9 +168,9 @@ def estimate(
         for (row, (captions, reason)), outcome in pool.outcomes(requests):
             tried[row.kind] += 1
             if reason is not None:
-                failures.append(Failure(row.line, row.id, row.media, "filter", reason))
+                failures.append(Failure.of_row(row, "filter", reason))
             elif isinstance(outcome, MediaFailure):
-                failures.append(Failure(row.line, row.id, row.media, outcome.stage, outcome.reason))
+                failures.append(Failure.of_row(row, outcome.stage, outcome.reason))
             elif outcome is not None:
                 worked[row.kind] += 1
                 num_bytes[row.kind] += stored_bytes(sample_of(row, captions, outcome))

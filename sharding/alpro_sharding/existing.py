@@ -16,8 +16,6 @@ from alpro_stream.shards import Member, Sample, SampleMetadata, VideoFile, index
 from alpro_stream.shards.layout import tar_path
 from alpro_stream.shards.sample import METADATA_EXTENSION, VIDEO_EXTENSIONS, is_frame
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
 
 class ExistingSamples:
     """The samples of a shard's tar; none when there is no tar, one that cannot be read, or one that was damaged since.
@@ -41,11 +39,8 @@ class ExistingSamples:
             return
         self._members = {members[0].name.partition(".")[0]: members for members in samples}
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def get(self, row: ManifestRow) -> Sample | None:
-        """The sample of a row; None when it is not there or not whole."""
+        """The sample of a row; None when it is not there, or cannot be read."""
         members = self._members.get(sample_key(row.id))
         if members is None or self._file is None:
             return None
@@ -72,8 +67,6 @@ class ExistingSamples:
             if (member := contents.get(extension)) is not None:
                 return Sample(metadata, (), VideoFile(extension, self._window(member), member.size))
         frames = tuple(self._read(member) for member in members if is_frame(member.extension))
-        if not all(frame.startswith(_JPEG_START) and frame.endswith(_JPEG_END) for frame in frames):
-            return None
         return Sample(metadata, frames)
 
     def _read(self, member: Member) -> bytes:

@@ -32,7 +32,7 @@ from alpro_stream.manifest import Kind, ManifestConfig, RejectedRow, read_manife
 from alpro_stream.shards import DatasetInfo, Member, ShardInfo, index_tar, save_dataset_info, save_entities
 from alpro_stream.shards.index import format_index
 from alpro_stream.shards.layout import CONFIG_FILE, ENTITIES_FILE, FAILURES_FILE, index_path
-from alpro_stream.shards.storage import publish_bytes, publish_chunks, remove_temporaries
+from alpro_stream.shards.storage import file_digest, publish_bytes, publish_chunks, remove_temporaries
 
 NOTES_FOLDER = ".index_notes"
 # The index parts its fields by white space, and is UTF-8.
@@ -162,8 +162,7 @@ class _Indexer:
         # A note that is there always describes the index beside the tar, at whatever moment this process dies.
         path.unlink(missing_ok=True)
         result = _index(tar, self._reading, self._count_nouns)
-        note_values = {"for": made_for, "result": json.loads(result.to_json())}
-        publish_bytes(path, json.dumps(note_values).encode())
+        publish_bytes(path, json.dumps({"for": made_for, "result": result.to_values()}).encode())
         return _Indexed(replace(result, failures=()), is_reused=False)
 
     def _count_nouns(self, captions: Iterable[str]) -> Counter[str]:
@@ -179,7 +178,7 @@ def _read_note(path: Path) -> tuple[dict[str, Any], ShardResult] | None:
     """What a note was made for, and the result; None when there is nothing that can be read."""
     try:
         values = json.loads(path.read_bytes())
-        return values["for"], ShardResult.from_json(json.dumps(values["result"]).encode())
+        return values["for"], ShardResult.from_values(values["result"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -222,7 +221,7 @@ def _index(tar: Path, reading: ManifestConfig, count_nouns: CountNouns) -> Shard
             num_captions=num_captions,
             num_questions=0,
             num_bytes=tar.stat().st_size,
-            sha256=_digest(tar),
+            sha256=file_digest(tar),
             index_sha256=hashlib.sha256(index).hexdigest(),
         )
     work = Work(platform.node(), time.monotonic() - started, 0.0, 0.0, 0.0, 0.0)
@@ -256,8 +255,3 @@ def _refuse_damaged(tar: Path) -> None:
         f"{tar} is cut off or damaged ({problem}); fetch or write it again, or leave it out of `manifest`, "
         "then run the same command"
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

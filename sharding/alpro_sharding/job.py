@@ -198,7 +198,7 @@ class _Job:
                 rejected.add(Failure(row.line, row.id, None, "manifest", row.reason))
             elif row.split == TOKENIZER_FOLDER:
                 reason = f"the split name {row.split!r} is taken by the trained tokenizer's folder"
-                rejected.add(Failure(row.line, row.id, row.media, "manifest", reason))
+                rejected.add(Failure.of_row(row, "manifest", reason))
             else:
                 yield row
                 continue

@@ -59,7 +59,6 @@ class MediaPool:
     """
 
     def __init__(self, options: MediaOptions, num_processes: int, *, one_decode: bool = True) -> None:
-        self._options = options
         num_locks = 1 if one_decode else num_processes
         self._locks = [tempfile.TemporaryFile() for _ in range(num_locks)]  # noqa: SIM115
         self._processes = [_Process(options, self._locks[i % len(self._locks)].fileno()) for i in range(num_processes)]

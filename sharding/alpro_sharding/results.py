@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from alpro_sharding.media_messages import MediaStage
 from alpro_sharding.statistics import Statistics
+from alpro_stream.manifest import ManifestRow, public_place
 from alpro_stream.shards import ShardInfo
 
 Stage = Literal["manifest"] | MediaStage
@@ -37,6 +38,11 @@ class Failure:
     media: str | None
     stage: Stage
     reason: str
+
+    @classmethod
+    def of_row(cls, row: ManifestRow, stage: Stage, reason: str) -> "Failure":
+        """The failure of a row that could be read; its file without what may be secret in an address."""
+        return cls(row.line, row.id, public_place(row.media), stage, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +91,9 @@ class ShardResult:
         """Failures that another attempt might mend."""
         return sum(failure.stage not in SETTLED_STAGES for failure in self.failures)
 
-    def to_json(self) -> bytes:
-        """JSON that `from_json` reads."""
-        values = {
+    def to_values(self) -> dict[str, Any]:
+        """Plain values that `from_values` reads."""
+        return {
             "num_rows": self.num_rows,
             "shard": self.shard.model_dump(mode="json") if self.shard else None,
             "failures": [asdict(failure) for failure in self.failures],
@@ -95,16 +101,14 @@ class ShardResult:
             "statistics": self.statistics.to_json(),
             "work": asdict(self.work),
         }
-        return json.dumps(values, ensure_ascii=False).encode("utf-8")
 
     @classmethod
-    def from_json(cls, data: bytes) -> "ShardResult":
-        """Reads what `to_json` wrote.
+    def from_values(cls, values: dict[str, Any]) -> "ShardResult":
+        """The inverse of `to_values`.
 
         Raises:
-            ValueError, KeyError, TypeError: other bytes.
+            ValueError, KeyError, TypeError: other values.
         """
-        values = json.loads(data)
         return cls(
             num_rows=values["num_rows"],
             shard=ShardInfo.model_validate(values["shard"]) if values["shard"] else None,
@@ -113,6 +117,19 @@ class ShardResult:
             statistics=Statistics.from_json(values["statistics"]),
             work=Work(**values["work"]),
         )
+
+    def to_json(self) -> bytes:
+        """JSON that `from_json` reads."""
+        return json.dumps(self.to_values(), ensure_ascii=False).encode("utf-8")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ShardResult":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: other bytes.
+        """
+        return cls.from_values(json.loads(data))
 
 
 def read_note(path: Path) -> ShardResult | None:

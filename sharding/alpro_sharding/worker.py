@@ -219,7 +219,7 @@ def _samples(
     for num_done, (item, outcome) in enumerate(pool.outcomes(work), 1):
         row, failure, sample = item.row, item.failure, item.sample
         if isinstance(outcome, MediaFailure):
-            failure = Failure(row.line, row.id, public_place(row.media), outcome.stage, outcome.reason)
+            failure = Failure.of_row(row, outcome.stage, outcome.reason)
         elif outcome is not None:
             tally.fetch_s += outcome.fetch_s
             tally.decode_s += outcome.decode_s
@@ -237,7 +237,7 @@ def _prepared(task: ShardTask, existing: ExistingSamples, settled: dict[int, Fai
         captions, reason = usable_captions(row.captions, task.options.filters)
         failure = settled.get(row.line)
         if failure is None and reason is not None:
-            failure = Failure(row.line, row.id, public_place(row.media), "filter", reason)
+            failure = Failure.of_row(row, "filter", reason)
         yield _Row(row, captions, failure, None if failure else existing.get(row))
 
 

@@ -11,10 +11,11 @@ from alpro_stream.errors import AlproError, CheckpointError, ConfigError
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards.entities import save_entities
+from alpro_stream.shards.storage import file_digest
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.train import restore
-from alpro_stream.train.checkpoint import complete_checkpoints, file_digest, read_state
+from alpro_stream.train.checkpoint import complete_checkpoints, read_state
 from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.restore import ensure_bank, load_trained
 

@@ -11,10 +11,11 @@ from alpro_stream.errors import CheckpointError
 from alpro_stream.model.alpro import ModelConfig, build_model
 from alpro_stream.model.folder import write_model
 from alpro_stream.run import RunConfig, train
+from alpro_stream.shards.storage import file_digest
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.testing.configs import TINY_MODEL, tiny_run, write_corpus
 from alpro_stream.testing.shards import write_tokenizer
-from alpro_stream.train.checkpoint import file_digest, latest_checkpoint
+from alpro_stream.train.checkpoint import latest_checkpoint
 from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.restore import describe_prompter, load_trained, model_folder, start_from_trained
 
