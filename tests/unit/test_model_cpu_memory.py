@@ -5,17 +5,20 @@ import sys
 
 import pytest
 
+# Of the round with the fewest faults: where the blocks of the first rounds come to lie is the C library's choice, and
+# one of them may have to grow the heap once more.
 ALLOCATES = """
 import resource, sys, torch
 from alpro_stream.model.cpu_memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(77)
-for round in range(9):
-    if round == 3:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = []
+for _ in range(9):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(1 << 24) for _ in range(4)]
     del blocks
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
