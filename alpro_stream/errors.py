@@ -1,5 +1,15 @@
 """Errors a user can act on: each message says what was found, what was expected, and what to do."""
 
+from typing import Literal
+
+Cause = Literal["truncated", "index", "metadata", "empty", "decode", "deadline", "crash"]
+"""Why a sample cannot be used.
+
+truncated: the tar ends inside it; index: the index does not fit the tar; metadata: its JSON is damaged; empty: no frame
+or video, or no text of the kind asked for; decode: a decoder refuses it; deadline: decoding took too long; crash:
+decoding ended the process it ran in.
+"""
+
 
 class AlproError(Exception):
     """Base of every error that the command line prints without a traceback."""
@@ -39,6 +49,22 @@ class ShardError(AlproError):
 
 class DataError(AlproError):
     """A sample that cannot be turned into a batch; the message starts with ``shard:slot key``."""
+
+
+class SampleError(DataError):
+    """One stored sample that gives no pixels or no text; another one can take its place.
+
+    Attributes:
+        place: ``shard:slot key``.
+        cause: a word to count by, see `Cause`.
+        reason: what was found, in a sentence.
+    """
+
+    def __init__(self, place: str, cause: Cause, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.cause: Cause = cause
+        self.reason = reason
 
 
 class PlanError(AlproError):

@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,11 +29,23 @@ from alpro_stream.model.weights import start_from_pretrained
 from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
 from alpro_stream.shards.entities import load_entities, merge_entities
 from alpro_stream.shards.layout import ENTITIES_FILE
-from alpro_stream.stream.cursor import check_fingerprint
-from alpro_stream.stream.decode import build_decoder
-from alpro_stream.stream.maker import BatchMaker, StreamConfig, fingerprint, make_plan
+from alpro_stream.shards.remote_files import join
+from alpro_stream.stream.clips import build_clip_decoder
+from alpro_stream.stream.config import StreamConfig, fingerprint, make_plan
+from alpro_stream.stream.cursor import Cursor, already_trained, check_fingerprint, num_steps_left
+from alpro_stream.stream.gauges import Gauges
+from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan, lanes_of_rank
-from alpro_stream.stream.sources import Source, open_sources
+from alpro_stream.stream.quarantine import RECORD_FILE, RECORD_FOLDER, Quarantine, read_failures, read_record
+from alpro_stream.stream.sources import (
+    Listing,
+    Source,
+    Storage,
+    closing_storage,
+    open_sources,
+    read_listings,
+    shards_kept_open,
+)
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
 from alpro_stream.train.distributed import World, join_world
@@ -67,6 +80,9 @@ class RunConfig(Config):
     """The frozen prompter; needed while PEM has a weight."""
     train: TrainConfig = TrainConfig()
     """Length, optimizer, engine, checkpoints."""
+    accept: tuple[str, ...] = ()
+    """Names of what may differ from the checkpoint that the run goes on from, as the refusal names them; what was one
+    run is then two, with a seam."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -108,18 +124,33 @@ def train(config: RunConfig) -> FinishedRun:
         with world.all_or_none():
             if world.is_first:
                 stack.enter_context(_only_run_in(config.run_dir))
+        gauges = Gauges()
         with world.all_or_none():
-            data = _open_data(config, world)
+            storage = stack.enter_context(_storage(config, world, gauges))
+        listings, entities = world.from_first(
+            lambda: _read_once(config, storage), "the descriptions and exclude lists of the data sets"
+        )
+        with world.all_or_none():
+            data = _open_data(config, world, storage, listings, entities)
             for source in data.sources:
                 stack.callback(source.reader.close)
             previous = _previous_checkpoint(config, world, data)
         _check_all_see_the_same(config, world, data, previous)
         num_steps = config.train.num_steps(data.plan)
-        if previous and read_state(previous)["cursor"]["step"] >= num_steps:
+        cursor = Cursor.from_dict(read_state(previous)["cursor"]) if previous else Cursor(0)
+        if late := already_trained(cursor, config.stream.skip_steps):
+            raise ConfigError(
+                f"stream.skip_steps={[list(steps) for steps in late]}: the run goes on with step {cursor.step}, and "
+                f"has trained on these already. Remove the checkpoints behind step {min(late)[0]} of {config.run_dir} "
+                "to go back before them, or leave them out of skip_steps"
+            )
+        if not num_steps_left(cursor.step, num_steps, config.stream.skip_steps):
+            if previous is None:
+                raise ConfigError(f"stream.skip_steps leaves out all {num_steps} steps of the run; leave some to train")
             return FinishedRun(checkpoint=previous, num_steps=num_steps, already_done=True)
-        parts = _build(config, world, data, stack)
+        parts = _build(config, world, data, gauges, previous, stack)
         lookahead = config.prompter.lookahead if config.prompter else 0
-        trainer = Trainer(config.train, parts, seed=config.stream.seed, lookahead=lookahead)
+        trainer = Trainer(config.train, parts, config.stream.seed, lookahead, config.stream.skip_steps)
         if previous:
             trainer.resume(previous)
         trainer.train()
@@ -154,12 +185,32 @@ class _Data:
     prompter_digest: str | None
 
 
-def _open_data(config: RunConfig, world: World) -> _Data:
-    sources = open_sources(config.stream.sources)
+def _storage(config: RunConfig, world: World, gauges: Gauges) -> AbstractContextManager[Storage]:
+    """How shards are reached by a rank."""
+    stream = config.stream
+    # One that is closed and opened again for every batch would cost more than its frames.
+    lanes = lanes_of_rank(world.rank, world.size, stream.num_lanes)
+    max_open = shards_kept_open(len(lanes) * stream.window_shards, len(stream.sources))
+    return closing_storage(
+        stream.sources, stream.cache, stream.fetch, max_open=max_open, waiting=lambda: gauges.busy("fetch")
+    )
+
+
+def _read_once(config: RunConfig, storage: Storage) -> tuple[tuple[Listing, ...], list[str]]:
+    """What the first rank reads for all: thousands of ranks that ask for the same files are a burden on any storage."""
+    listings = read_listings(config.stream.sources, config.stream.unit, storage)
+    entities = run_entities(config.prompter, config.stream) if config.uses_pem and config.prompter else []
+    return listings, entities
+
+
+def _open_data(
+    config: RunConfig, world: World, storage: Storage, listings: Sequence[Listing], entities: list[str]
+) -> _Data:
+    sources = open_sources(config.stream.sources, config.stream.unit, storage, listings)
     plan = make_plan(config.stream, sources)
     for source, steps, left_over in zip(sources, plan.steps_per_pass, plan.left_over, strict=True):
-        text = "source %s: %d samples, %d steps a pass; left over in each pass: %d"
-        logger.info(text, source.name, source.shape.num_samples, steps, left_over)
+        text = "source %s: %d %ss, %d steps a pass; left over in each pass: %d"
+        logger.info(text, source.name, source.shape.num_samples, source.unit, steps, left_over)
     lanes = len(lanes_of_rank(world.rank, world.size, config.stream.num_lanes))
     if lanes % config.train.engine.num_micro_batches:
         raise ConfigError(
@@ -172,7 +223,6 @@ def _open_data(config: RunConfig, world: World) -> _Data:
     # Looked up once: the run of stage one may be writing newer ones.
     prompter, description, digest = describe_prompter(config.prompter.checkpoint)
     _check_prompter(config, description.model)
-    entities = run_entities(config.prompter, sources)
     return _Data(sources, plan, tokenizer, entities, prompter, digest)
 
 
@@ -182,9 +232,10 @@ def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path |
     if not found:
         return None
     state = read_state(found[-1])
-    check_fingerprint(state["fingerprint"], _fingerprint(config, data), str(found[-1]))
+    check_fingerprint(state["fingerprint"], _fingerprint(config, data), str(found[-1]), config.accept)
     stage = config.train.engine.zero_stage
-    if (stage, world.size) != (state["zero_stage"], state["world_size"]):
+    # Without ZeRO every rank has the whole state, and any number of them can take it.
+    if stage != state["zero_stage"] or (stage and world.size != state["world_size"]):
         raise CheckpointError(
             f"{found[-1]} was written by {state['world_size']} ranks with ZeRO stage {state['zero_stage']}, this run "
             f"has {world.size} with stage {stage}: optimizer state is not converted; use the same again"
@@ -214,21 +265,44 @@ def _fingerprint(config: RunConfig, data: _Data) -> dict[str, Any]:
     }
 
 
-def _build(config: RunConfig, world: World, data: _Data, stack: ExitStack) -> Parts:
+def _quarantine(config: RunConfig, world: World, sources: Sequence[Source], previous: Path | None) -> Quarantine:
+    """With what is known of unusable samples, from this run's earlier sittings and from its checkpoint."""
+    folder = config.run_dir / RECORD_FOLDER
+    known = [*read_record(previous / RECORD_FILE), *read_failures(folder)] if previous else []
+    return Quarantine(
+        config.stream.quarantine, world.rank, folder, known, {source.name: source.content for source in sources}
+    )
+
+
+def _build(
+    config: RunConfig, world: World, data: _Data, gauges: Gauges, previous: Path | None, stack: ExitStack
+) -> Parts:
     """Decoder, model, engine and prompter: what takes seconds. What must be ended goes on the stack."""
     video = config.model.video
     rank_batch = config.stream.global_batch // world.size
     with world.all_or_none():
         if world.is_first:
             (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+            if not previous:  # Of a sitting that came to no checkpoint, perhaps with other data.
+                shutil.rmtree(config.run_dir / RECORD_FOLDER, ignore_errors=True)
             if data.prompter:
                 ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
     with world.all_or_none():
         device_id = world.local_rank if world.device.type == "cuda" else None
-        decoder = build_decoder(config.stream.decode, video.image_size, rank_batch * video.num_frames, device_id)
+        num_frames, image_size = video.num_frames, video.image_size
+        decoder = build_clip_decoder(config.stream.decode, image_size, rank_batch * num_frames, device_id)
         maker = BatchMaker(
-            config.stream, data.sources, data.tokenizer, decoder, video.num_frames, video.image_size, video.patch_size
+            config.stream,
+            data.sources,
+            data.tokenizer,
+            decoder,
+            num_frames,
+            image_size,
+            video.patch_size,
+            _quarantine(config, world, data.sources, previous),
+            gauges,
         )
+        stack.callback(maker.close)
         prompter = None
         if data.prompter:  # It starts while the model is built.
             prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
@@ -322,18 +396,21 @@ def _peak_per_s(config: RunConfig, world: World) -> float | None:
     return peak_per_s(torch.cuda.get_device_name(world.device))
 
 
-def run_entities(config: PrompterConfig, sources: tuple[Source, ...]) -> list[str]:
+def run_entities(config: PrompterConfig, stream: StreamConfig) -> list[str]:
     """The vocabulary of a run: from its own file, or merged from its sources' entities.json, most frequent first.
 
     Raises:
         ConfigError: fewer than two entities.
     """
-    paths = [config.entities] if config.entities else sorted({source.reader.directory for source in sources})
-    files = [path if path.is_file() else path / ENTITIES_FILE for path in paths]
-    words = [word for word, _ in merge_entities([load_entities(path) for path in files])][: config.num_entities]
+    if config.entities:
+        files = [str(config.entities if config.entities.is_file() else config.entities / ENTITIES_FILE)]
+    else:
+        files = [join(place, ENTITIES_FILE) for place in sorted({source.path for source in stream.sources})]
+    found = [load_entities(file, stream.fetch) for file in files]
+    words = [word for word, _ in merge_entities(found)][: config.num_entities]
     if len(words) < 2:
         raise ConfigError(
-            f"PEM needs at least 2 entities, found {len(words)} in {', '.join(map(str, files))}; captions without "
+            f"PEM needs at least 2 entities, found {len(words)} in {', '.join(files)}; captions without "
             "nouns give none: set prompter.entities to a file of your own, or losses.pem.weight=0"
         )
     return words

@@ -98,7 +98,7 @@ class Limits:
         forward, backward = objective_operations(config, batch)
         self.forward_s, self.backward_s = forward / rate, backward / rate
         device = torch.device("cpu")
-        entities = run_entities(config.prompter, open_sources(config.stream.sources))
+        entities = run_entities(config.prompter, config.stream)
         bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
         labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
         with FlopCounterMode(display=False) as counter:
@@ -118,7 +118,9 @@ def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]
     ignore_GG = same_pairs(batch.video_id_B, batch.text_id_B)
     counts = GlobalCounts(*count_local(batch, labels))
     with FlopCounterMode(display=False) as counter:
-        terms = objective(batch, lambda video, text: GlobalFeatures(video, text, ignore_GG, 0), 1, counts, labels)
+        terms = objective(
+            batch, lambda video, text: GlobalFeatures(video, text, ignore_GG, batch.valid_B, 0), 1, counts, labels
+        )
         forward = counter.get_total_flops()
         terms.total.backward()
         return forward, counter.get_total_flops() - forward

@@ -247,7 +247,7 @@ class Step:
         batch = self.inputs.batch
         ignore_GG = same_pairs(batch.video_id_B, batch.text_id_B)
         counts = GlobalCounts(*count_local(batch, labels))
-        terms = self.objective(batch, lambda v, t: GlobalFeatures(v, t, ignore_GG, 0), 1, counts, labels)
+        terms = self.objective(batch, lambda v, t: GlobalFeatures(v, t, ignore_GG, batch.valid_B, 0), 1, counts, labels)
         self._backward(terms.total)
 
     def _backward(self, total: torch.Tensor) -> None:
@@ -298,6 +298,9 @@ def _inputs(config: ModelConfig, size: int, device: torch.device) -> Inputs:
         video_id_B=torch.arange(size),
         text_id_B=torch.arange(size),
         noise_B2N=negative_noise(0, 0, range(1), size),
+        valid_B=torch.ones(size, dtype=torch.bool),
+        answers=("",) * size,
+        num_quarantined=0,
     )
     bank_ME = torch.nn.functional.normalize(
         torch.randn(NUM_ENTITIES, config.projection_size, generator=generator), dim=1

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from alpro_stream.errors import DataError
+from alpro_stream.errors import SampleError
+from alpro_stream.media import FrameConfig
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.model.pixels import normalise
-from alpro_stream.stream.decode import WHOLE_FRAME, FrameDecoder, FrameRequest
-from alpro_stream.stream.frames import choose_frames
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.clips import ClipDecoder, read_clip
+from alpro_stream.stream.decode import WHOLE_FRAME
+from alpro_stream.stream.isolated import ClipRequest, IsolatedError
 from alpro_stream.stream.sources import Source
 from alpro_stream.stream.text import Tokenizer
 
@@ -60,36 +60,40 @@ def stored_clips(sources: Sequence[Source]) -> list[StoredClip]:
     return clips
 
 
-def read_clip(clip: StoredClip, num_frames: int, decoder: FrameDecoder) -> Tensor:
-    """A clip as evaluation sees it: frames spread evenly, the whole frame resized, (T, H, W, 3) uint8.
+def whole_view(num_frames: int, image_size: int, frames: FrameConfig) -> ClipRequest:
+    """A clip as evaluation sees it: frames spread evenly, the whole frame resized.
+
+    Args:
+        num_frames: of a clip.
+        image_size: side of the pixels.
+        frames: those that are chosen from, where whole videos are stored.
+    """
+    return ClipRequest(num_frames, "uniform", ("evaluation",), WHOLE_FRAME, False, image_size, frames)
+
+
+def pixels_of(clip: StoredClip, view: ClipRequest, decoder: ClipDecoder) -> Tensor:
+    """Pixels of a clip, (T, H, W, 3) uint8; T is 1 for an image.
 
     Raises:
-        DataError: a stored frame cannot be decoded.
+        SampleError: it cannot be read or decoded.
     """
-    stored = clip.source.reader.frame_members(clip.shard, clip.slot)
-    chosen = choose_frames(len(stored), num_frames, "uniform", Draws("evaluation"))
-    distinct, positions = np.unique(chosen, return_inverse=True)
-    jpegs = clip.source.reader.read(clip.shard, clip.slot, [stored[index] for index in distinct])
-    try:
-        frames = decoder.decode([FrameRequest(jpeg, WHOLE_FRAME, flip=False) for jpeg in jpegs])
-    except ValueError as error:
-        raise DataError(f"{clip.shard}:{clip.slot} {clip.key}: a stored frame cannot be decoded") from error
-    return frames[torch.from_numpy(positions).to(frames.device)]
+    place = f"{clip.shard}:{clip.slot} {clip.key}"
+    (pixels,) = decoder.decode([read_clip(clip.source, clip.shard, clip.slot, place, view)])
+    if isinstance(pixels, IsolatedError):
+        raise SampleError(place, pixels.cause, f"it cannot be decoded ({pixels.reason})") from pixels
+    return pixels
 
 
 @torch.inference_mode()
 def embed_videos(
-    encoder: DualEncoder, clips: Sequence[StoredClip], decoder: FrameDecoder, batch_size: int
+    encoder: DualEncoder, clips: Sequence[StoredClip], view: ClipRequest, decoder: ClipDecoder, batch_size: int
 ) -> VideoEmbeddings:
     """Encodes clips, `batch_size` at a time."""
     device = next(encoder.parameters()).device
-    num_frames = encoder.config.video.num_frames
     tokens, features = [], []
-    for kind, group in groupby(clips, key=lambda clip: clip.source.kind):
+    for _, group in groupby(clips, key=lambda clip: clip.source.kind):
         for part in _parts(list(group), batch_size):
-            # An image is one frame, as in training.
-            taken = 1 if kind == "image" else num_frames
-            frames_BTHWC = torch.stack([read_clip(clip, taken, decoder) for clip in part]).to(device)
+            frames_BTHWC = torch.stack([pixels_of(clip, view, decoder) for clip in part]).to(device)
             tokens_BND, feature_BE = encoder.encode_video(normalise(frames_BTHWC))
             tokens.append(tokens_BND)
             features.append(feature_BE)

@@ -1,6 +1,7 @@
 """Text-video retrieval from a checkpoint: features once per item, VTM once per pair, ranks both ways."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from alpro_stream.evaluate.embed import (
     embed_texts,
     embed_videos,
     stored_clips,
+    whole_view,
 )
 from alpro_stream.evaluate.ranking import (
     chance_text_to_video,
@@ -27,9 +29,12 @@ from alpro_stream.evaluate.ranking import (
     text_to_video_ranks,
     video_to_text_ranks,
 )
+from alpro_stream.media import FetchConfig, FrameConfig
 from alpro_stream.model.alpro import AlproModel
-from alpro_stream.stream.decode import DecodeConfig, build_decoder
-from alpro_stream.stream.sources import SourceConfig, open_sources
+from alpro_stream.shards.cache import CacheConfig
+from alpro_stream.stream.clips import build_clip_decoder
+from alpro_stream.stream.decode import DecodeConfig
+from alpro_stream.stream.sources import SourceConfig, closing_storage, open_sources
 from alpro_stream.train.restore import Trained, load_trained
 
 Score = Literal["vtc", "vtm"]
@@ -50,8 +55,14 @@ class EvaluateConfig(Config):
     """Clips, captions or pairs that go through the model at once."""
     out: Path
     """Folder for result.json and scores.npz."""
+    video: FrameConfig = FrameConfig()
+    """Where whole videos are stored: the frames that are chosen from."""
     decode: DecodeConfig = DecodeConfig()
     """Bytes to pixels."""
+    cache: CacheConfig = CacheConfig()
+    """Where shards behind addresses are kept; unused when all are local."""
+    fetch: FetchConfig = FetchConfig()
+    """How they are fetched."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +82,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         AlproError: see `alpro_stream.errors`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sources = open_sources(config.sources)
-    trained = load_trained(config.checkpoint, device)
-    retrieval = score_all(config, trained, stored_clips(sources))
+    with closing_storage(config.sources, config.cache, config.fetch) as storage:
+        sources = open_sources(config.sources, storage=storage)
+        trained = load_trained(config.checkpoint, device)
+        retrieval = score_all(config, trained, stored_clips(sources))
     result = {
         "metrics": metrics_of(retrieval),
         "chance": asdict(chance_text_to_video(len(retrieval.clips))),
@@ -99,10 +111,11 @@ def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip])
         raise ConfigError(f"{trained.path} is a prompter: it has no matching head; set scores=[vtc]")
     video = trained.dual.config.video
     device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
-    decoder = build_decoder(config.decode, video.image_size, video.num_frames, device_id)
+    view = whole_view(video.num_frames, video.image_size, config.video)
     captions = [caption for clip in clips for caption in clip.captions]
     truth_C = torch.tensor([index for index, clip in enumerate(clips) for _ in clip.captions])
-    videos = embed_videos(trained.dual, clips, decoder, config.batch_size)
+    with closing(build_clip_decoder(config.decode, video.image_size, video.num_frames, device_id)) as decoder:
+        videos = embed_videos(trained.dual, clips, view, decoder, config.batch_size)
     texts = embed_texts(trained.dual, captions, trained.tokenizer, config.batch_size)
     scores: dict[str, Tensor] = {}
     if "vtc" in config.scores:

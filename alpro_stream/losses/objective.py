@@ -8,6 +8,9 @@ therefore a sum over this micro-batch divided by a count of the *global* batch (
 computed over all G features, of which this micro-batch's carry a graph (`GlobalFeatures`). The engine averages
 gradients over `shares` = ranks x micro-batches, so everything is multiplied by `shares`; the temperature,
 whose gradient every micro-batch computes in full, is divided by it.
+
+A sample that is not valid (`Batch.valid_B`) goes through the model, as shapes must not depend on the data, but no loss
+and no count sees it: the result is that of a batch without it.
 """
 
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from alpro_stream.config import Config
-from alpro_stream.losses.mlm import mlm_loss
+from alpro_stream.losses.mlm import IGNORED_LABEL, mlm_loss
 from alpro_stream.losses.pem import PemConfig, box_to_mask, pem_loss, pool_region
 from alpro_stream.losses.vtc import vtc_loss
 from alpro_stream.losses.vtm import sample_negatives, vtm_loss
@@ -60,6 +63,7 @@ class GlobalFeatures:
     video_GE: Tensor
     text_GE: Tensor
     ignore_GG: Tensor
+    valid_G: Tensor
     first_row: int
 
 
@@ -186,7 +190,7 @@ class PretrainObjective(nn.Module):
         """Those of VTM, MLM and PEM that have a weight: this micro-batch's shares of the global values."""
         values: dict[str, Tensor] = {}
         size = len(encoded.video_BND)
-        fusing, valid_B = self._begin_fusion(encoded, targets)
+        fusing, has_negative_B = self._begin_fusion(encoded, targets)
         if self._weights["vtm"] or self._weights["pem"]:
             # PEM reads the patches of the positives; of everything else in VTM only CLS is read.
             positive_BQD = self.model.multimodal.finish(fusing[:size], None if self._weights["pem"] else 1)
@@ -194,7 +198,7 @@ class PretrainObjective(nn.Module):
             negative_RD = self.model.multimodal.finish(fusing[size : 3 * size], 1)[:, 0]
             logits_R2 = self.model.match_logits(torch.cat([positive_BQD[:, 0], negative_RD]))
             labels_R = torch.arange(3 * size, device=logits_R2.device).lt(size).long()
-            weights_R = torch.cat([torch.ones_like(valid_B), valid_B, valid_B]).to(logits_R2.dtype)
+            weights_R = torch.cat([targets.valid_B, has_negative_B, has_negative_B]).to(logits_R2.dtype)
             values["vtm"] = vtm_loss(logits_R2, labels_R, weights_R, counts.num_pairs)
         length = encoded.text_BLD.shape[1]
         if self._weights["mlm"]:
@@ -205,7 +209,8 @@ class PretrainObjective(nn.Module):
             patches_BPD = positive_BQD[:, length + 1 :]
             inside_BP = box_to_mask(targets.boxes_B4, int(patches_BPD.shape[1] ** 0.5))
             logits_BM = self.model.entity_logits(pool_region(patches_BPD, inside_BP, self._pool, self._region))
-            values["pem"] = pem_loss(logits_BM, soft_labels.labels_BM, soft_labels.keep_B, counts.num_kept)
+            keep_B = soft_labels.keep_B & targets.valid_B
+            values["pem"] = pem_loss(logits_BM, soft_labels.labels_BM, keep_B, counts.num_kept)
         return values
 
     def _begin_fusion(self, encoded: "_Encoded", targets: "_Targets") -> tuple[Fusing, Tensor]:
@@ -214,12 +219,12 @@ class PretrainObjective(nn.Module):
         Also returns which samples have a negative.
         """
         video_BND, text_BLD, mask_BL = encoded.video_BND, encoded.text_BLD, targets.mask_BL
-        valid_B = torch.ones(len(video_BND), dtype=torch.bool, device=video_BND.device)
+        has_negative_B = torch.zeros_like(targets.valid_B)
         texts, masks, videos = [], [], []
         if self._weights["vtm"] or self._weights["pem"]:
             texts, masks, videos = [text_BLD], [mask_BL], [video_BND]
         if self._weights["vtm"]:
-            video_index_B, text_index_B, valid_B = self._negatives(encoded, targets)
+            video_index_B, text_index_B, has_negative_B = self._negatives(encoded, targets)
             texts += [text_BLD, text_BLD[text_index_B]]
             masks += [mask_BL, mask_BL[text_index_B]]
             videos += [video_BND[video_index_B], video_BND]
@@ -227,7 +232,7 @@ class PretrainObjective(nn.Module):
             texts.append(encoded.masked_BLD)
             masks.append(mask_BL)
             videos.append(video_BND)
-        return self.model.multimodal.begin(torch.cat(texts), torch.cat(masks), torch.cat(videos)), valid_B
+        return self.model.multimodal.begin(torch.cat(texts), torch.cat(masks), torch.cat(videos)), has_negative_B
 
     @torch.no_grad()
     def _negatives(self, encoded: "_Encoded", targets: "_Targets") -> tuple[Tensor, Tensor, Tensor]:
@@ -239,10 +244,10 @@ class PretrainObjective(nn.Module):
         with torch.autocast(video_LNE.device.type, enabled=False):
             similarity_LNN = video_LNE @ text_LNE.mT / self.model.dual.temperature()
         noise_2LNN = targets.noise_B2N.view(lanes, size, 2, size).permute(2, 0, 1, 3).to(similarity_LNN)
-        video_index_LN, valid_LN = sample_negatives(similarity_LNN.mT, allowed_LNN, noise_2LNN[0])
+        video_index_LN, has_negative_LN = sample_negatives(similarity_LNN.mT, allowed_LNN, noise_2LNN[0])
         text_index_LN, _ = sample_negatives(similarity_LNN, allowed_LNN, noise_2LNN[1])
-        first_L1 = torch.arange(lanes, device=valid_LN.device)[:, None] * size
-        return (video_index_LN + first_L1).flatten(), (text_index_LN + first_L1).flatten(), valid_LN.flatten()
+        first_L1 = torch.arange(lanes, device=allowed_LNN.device)[:, None] * size
+        return (video_index_LN + first_L1).flatten(), (text_index_LN + first_L1).flatten(), has_negative_LN.flatten()
 
 
 class _Encoded(NamedTuple):
@@ -263,10 +268,18 @@ class _Targets(NamedTuple):
     boxes_B4: Tensor
     allowed_LNN: Tensor
     noise_B2N: Tensor
+    valid_B: Tensor
 
     @classmethod
     def of(cls, batch: Batch) -> "_Targets":
-        return cls(batch.mask_BL, batch.mlm_labels_BL, batch.boxes_B4, allowed_negatives(batch), batch.noise_B2N)
+        return cls(
+            batch.mask_BL,
+            valid_mlm_labels(batch),
+            batch.boxes_B4,
+            allowed_negatives(batch),
+            batch.noise_B2N,
+            batch.valid_B,
+        )
 
 
 def global_vtc(video_BE: Tensor, text_BE: Tensor, others: GlobalFeatures, model: DualEncoder, shares: int) -> Tensor:
@@ -283,15 +296,21 @@ def global_vtc(video_BE: Tensor, text_BE: Tensor, others: GlobalFeatures, model:
         _place(others.text_GE, text_BE, others.first_row),
         temperature,
         others.ignore_GG,
+        others.valid_G,
     )
 
 
 def count_local(batch: Batch, soft_labels: SoftLabels | None) -> Tensor:
-    """(masked tokens, VTM pairs with a negative, samples PEM keeps) of a rank's batch; summed over the ranks."""
-    num_masked = batch.mlm_labels_BL.ge(0).sum()
-    num_pairs = len(batch) + 2 * allowed_negatives(batch).any(dim=2).sum()
-    num_kept = soft_labels.keep_B.sum() if soft_labels is not None else torch.zeros_like(num_masked)
+    """(masked tokens, VTM pairs, samples PEM keeps) of a rank's batch, valid ones only; summed over the ranks."""
+    num_masked = valid_mlm_labels(batch).ge(0).sum()
+    num_pairs = batch.valid_B.sum() + 2 * allowed_negatives(batch).any(dim=2).sum()
+    num_kept = torch.zeros_like(num_masked) if soft_labels is None else (soft_labels.keep_B & batch.valid_B).sum()
     return torch.stack([num_masked, num_pairs, num_kept]).float()
+
+
+def valid_mlm_labels(batch: Batch) -> Tensor:
+    """The batch's labels for MLM, (B, L); -100 also everywhere in a sample that is not valid."""
+    return batch.mlm_labels_BL.where(batch.valid_B[:, None], IGNORED_LABEL)
 
 
 def same_pairs(video_id_N: Tensor, text_id_N: Tensor) -> Tensor:
@@ -303,10 +322,15 @@ def same_pairs(video_id_N: Tensor, text_id_N: Tensor) -> Tensor:
 
 
 def allowed_negatives(batch: Batch) -> Tensor:
-    """Who may be whose negative inside each lane, (L, N, N): another sample of another video and another text."""
+    """Who may be whose negative inside each lane, (L, N, N): another sample of another video and another text.
+
+    A sample that is not valid is nobody's negative and has none.
+    """
     lanes = batch.num_lanes
+    valid_LN = batch.valid_B.view(lanes, -1)
     same_LNN = same_pairs(batch.video_id_B.view(lanes, -1), batch.text_id_B.view(lanes, -1))
-    return ~(same_LNN | torch.eye(same_LNN.shape[-1], dtype=torch.bool, device=same_LNN.device))
+    own_NN = torch.eye(same_LNN.shape[-1], dtype=torch.bool, device=same_LNN.device)
+    return valid_LN[:, :, None] & valid_LN[:, None, :] & ~(same_LNN | own_NN)
 
 
 def _place(features_GE: Tensor, own_BE: Tensor, first_row: int) -> Tensor:

@@ -9,7 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alpro_stream.errors import ManifestError
 from alpro_stream.manifest.columns import Entry
@@ -22,18 +22,47 @@ _TAR_NAME = re.compile(r".*\.(tar|tgz|tar\.(gz|bz2|xz|zst))")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BLOCK_BYTES = tarfile.BLOCKSIZE
+_TAIL_BYTES = 1 << 16
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _OUR_KEYS = {"captions", "qa", "frame_timestamps_s", "source"}
 
 
-class _Member(NamedTuple):
-    suffix: str
+class _Named(Protocol):
+    @property
+    def extension(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Named)
+
+
+class TarMember(NamedTuple):
+    """A file in a tar: its name, what follows the first dot of it, and where its contents lie, in bytes."""
+
+    name: str
+    extension: str
     offset: int
     size: int
 
+    @property
+    def suffix(self) -> str:
+        """What tells the medium: ``.mp4`` also for ``MP4``."""
+        return f".{self.extension.lower()}"
 
-class _DamagedError(Exception):
-    """The rest of a tar cannot be read."""
+
+class DamagedTarError(Exception):
+    """The rest of a tar cannot be read.
+
+    Attributes:
+        cut_off: whether the file just ends too early.
+    """
+
+    def __init__(self, message: str, *, cut_off: bool = False) -> None:
+        super().__init__(message)
+        self.cut_off = cut_off
+
+
+class OwnShardError(ManifestError):
+    """A tar that `alpro shard` made, where one of another tool was expected."""
 
 
 def is_tar_name(name: str) -> bool:
@@ -59,10 +88,10 @@ def tar_entries(path: str | Path) -> Iterator[Entry | RejectedRow]:
                 _refuse_compressed(tar, file.read(8))
                 descriptor = file.fileno()
                 try:
-                    for key, members in _samples(file):
+                    for key, members in tar_samples(file):
                         number += 1
                         yield _entry(number, key, members, name, tar, descriptor)
-                except _DamagedError as error:
+                except DamagedTarError as error:
                     number += 1
                     yield RejectedRow(number, None, f"{name} {error}")
         except OSError as error:
@@ -70,34 +99,48 @@ def tar_entries(path: str | Path) -> Iterator[Entry | RejectedRow]:
 
 
 def _entry(
-    line: int, key: str, members: Sequence[_Member], name: str, tar: Path, descriptor: int
+    line: int, key: str, members: Sequence[TarMember], name: str, tar: Path, descriptor: int
 ) -> Entry | RejectedRow:
     by_suffix = {member.suffix: member for member in members}
+    if len(by_suffix) < len(members):
+        twice = next(member for member in members if by_suffix[member.suffix] is not member)
+        return RejectedRow(line, key, f"{name} holds {twice.name} twice, and which one is meant cannot be told")
     text, metadata = (_contents(descriptor, by_suffix.get(suffix)) for suffix in (TEXT_SUFFIX, METADATA_SUFFIX))
     try:
         values = sidecar_values(text, metadata, one_a_line=False)
     except BadFieldError as error:
         return RejectedRow(line, key, f"{error} (in {name})")
     if values.keys() >= _OUR_KEYS:
-        raise ManifestError(f"{tar} is a shard that `alpro shard` made; stream from it as it is")
-    # A picture beside a video is its thumbnail.
-    media = [member for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES) for member in members if member.suffix in suffixes]
-    if not media:
+        raise OwnShardError(f"{tar} is a shard that `alpro shard` made; stream from it as it is")
+    medium = medium_of(members)
+    if medium is None:
         found = ", ".join(f"{key}{member.suffix}" for member in members)
         return RejectedRow(line, key, f"no video or image in {name}: it has {found[:100]}")
-    kind = "video" if media[0].suffix in VIDEO_SUFFIXES else "image"
+    kind = "video" if medium.suffix in VIDEO_SUFFIXES else "image"
     values = {**values, "key": key, "tar": tar.stem, "media": name, "kind": kind}
-    return Entry(line, values, (media[0].offset, media[0].size))
+    return Entry(line, values, (medium.offset, medium.size))
 
 
-def _samples(file: Any) -> Iterator[tuple[str, list[_Member]]]:
-    """Key and members of each sample: members of one key follow each other.
+def medium_of(members: Sequence[T]) -> T | None:
+    """The member that is a sample's medium: the first video, else the first image; None when there is neither."""
+    for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES):  # a picture beside a video is its thumbnail
+        for member in members:
+            if f".{member.extension.lower()}" in suffixes:
+                return member
+    return None
+
+
+def tar_samples(file: Any) -> Iterator[tuple[str, list[TarMember]]]:
+    """Key (with its folder) and members of each sample of an open tar: neighbours with the same key.
+
+    What is no file (a folder, a link, a device), hidden, or without extension belongs to no sample. Names are only
+    compared, never opened or followed.
 
     Raises:
-        _DamagedError: at the end of what can be read; the sample there is not given.
+        DamagedTarError: at the end of what can be read; the sample there is not given.
     """
     current: str | None = None
-    members: list[_Member] = []
+    members: list[TarMember] = []
     for info in _headers(file):
         folder, _, name = info.name.rpartition("/")
         stem, dot, extension = name.partition(".")
@@ -109,7 +152,7 @@ def _samples(file: Any) -> Iterator[tuple[str, list[_Member]]]:
                 yield current, members
             current, members = key, []
         if not info.issparse():  # its contents do not lie in one piece
-            members.append(_Member(f".{extension.lower()}", info.offset_data, info.size))
+            members.append(TarMember(info.name, extension, info.offset_data, info.size))
     if current is not None:
         yield current, members
 
@@ -118,7 +161,7 @@ def _headers(file: Any) -> Iterator[tarfile.TarInfo]:
     """The headers of all members whose contents are there in full.
 
     Raises:
-        _DamagedError: the file ends early or is no tar.
+        DamagedTarError: the file ends early, has a damaged header, or is no tar.
     """
     file_size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -128,17 +171,25 @@ def _headers(file: Any) -> Iterator[tarfile.TarInfo]:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps them all, which is much
                 end = info.offset_data + info.size
+                if info.size < 0:  # it would lead back to where we were
+                    raise DamagedTarError(f"is damaged at byte {info.offset}: a size of {info.size} bytes")
                 if end > file_size:
-                    raise _DamagedError(f"is cut off at byte {file_size}, inside of {info.name!r}")
+                    raise DamagedTarError(f"is cut off at byte {file_size}, inside of {info.name!r}", cut_off=True)
                 yield info
             # A header that is cut off or damaged looks like the end, which is a block of zeros.
             if os.pread(file.fileno(), _BLOCK_BYTES, tar.offset) != bytes(_BLOCK_BYTES):
-                raise _DamagedError(f"is cut off or damaged at byte {tar.offset}")
-    except (tarfile.TarError, ValueError) as error:
-        raise _DamagedError(f"is cut off or damaged behind byte {end}: {error}") from error
+                cut_off = tar.offset + _BLOCK_BYTES > file_size
+                raise DamagedTarError(f"is cut off or damaged at byte {tar.offset}", cut_off=cut_off)
+            # And so does one that was overwritten with zeros; but behind the end there are only more of them.
+            for position in range(tar.offset, file_size, _TAIL_BYTES):
+                if os.pread(file.fileno(), _TAIL_BYTES, position).strip(b"\0"):
+                    raise DamagedTarError(f"is damaged at byte {tar.offset}: files follow what looks like its end")
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        cut_off = isinstance(error, tarfile.ReadError) and "unexpected end of data" in str(error)
+        raise DamagedTarError(f"is cut off or damaged behind byte {end}: {error}", cut_off=cut_off) from error
 
 
-def _contents(descriptor: int, member: _Member | None) -> bytes | None:
+def _contents(descriptor: int, member: TarMember | None) -> bytes | None:
     """The beginning of a member, one byte more than is allowed."""
     if member is None:
         return None
@@ -191,7 +242,13 @@ def _globbed(place: str) -> list[Path]:
 
 
 def _refuse_compressed(tar: Path, start: bytes) -> None:
+    if problem := compression_problem(start):
+        raise ManifestError(f"{tar} {problem}")
+
+
+def compression_problem(start: bytes) -> str | None:
+    """What is wrong with a tar that begins with these bytes, and what to do; None when it is not compressed."""
     for signature, name in _COMPRESSED.items():
         if start.startswith(signature):
-            reason = f"is compressed ({name}), so that its members cannot be read alone"
-            raise ManifestError(f"{tar} {reason}; unpack it to a plain .tar")
+            return f"is compressed ({name}), so that its members cannot be read alone; unpack it to a plain .tar"
+    return None

@@ -6,10 +6,10 @@ those of decoding everything, which is done wherever the quicker way meets anyth
 uses is not seen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import av
 import numpy as np
@@ -26,6 +26,13 @@ from alpro_stream.media.timeline import Moment, Timeline, read_timeline
 # Codecs whose frames say that no other frame refers to them. Not HEVC, whose frames say it of their own temporal layer
 # only, while others may refer to them.
 _SAYS_UNREFERENCED = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
+
+
+T = TypeVar("T")
+
+Choose = Callable[[int], Sequence[int]]
+"""From the number of frames that would be stored, at least one, to the indices of those wanted: ascending, some may
+repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,12 @@ class SparseFrames:
 
 
 def sparse_frames(
-    file: BinaryIO, options: FrameConfig, *, start_s: float | None = None, end_s: float | None = None
+    file: BinaryIO,
+    options: FrameConfig,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    choose: Choose | None = None,
 ) -> SparseFrames:
     """The frames displayed at a clip's start and every ``1 / fps`` seconds after it.
 
@@ -61,6 +73,7 @@ def sparse_frames(
         options: which frames, and their size.
         start_s: start of the clip, counted from the file's first frame; None for the first frame.
         end_s: end of the clip (exclusive); None for the end of the file.
+        choose: which of these frames are wanted, so that no more need be decoded; None for all.
 
     Raises:
         UnreadableError: no video, or frames of more than `max_pixels`.
@@ -72,13 +85,13 @@ def sparse_frames(
         if options.sampling == "keyframes":
             keys = _key_moments(timeline)
             if len(keys) >= min(options.min_frames, len(timeline.ticks)):
-                found = _decode_some(file, options, clip, timeline, keys, "keyframes")
+                found = _decode_some(file, options, clip, timeline, keys, "keyframes", choose)
                 if found is not None:
                     return found
-        found = _decode_some(file, options, clip, timeline, timeline.moments(), "exact")
+        found = _decode_some(file, options, clip, timeline, timeline.moments(), "exact", choose)
         if found is not None:
             return found
-    return _decode_all(file, options, clip)
+    return _decode_all(file, options, clip, choose)
 
 
 def _key_moments(timeline: Timeline) -> list[Moment]:
@@ -88,11 +101,15 @@ def _key_moments(timeline: Timeline) -> list[Moment]:
     return [key._replace(shown_until=end) for key, end in zip(keys, ends, strict=False)]
 
 
-def _chosen(moments: Iterable[Moment], options: FrameConfig) -> list[Moment]:
-    """The frames to store."""
+def _chosen(moments: Iterable[Moment], options: FrameConfig, choose: Choose | None = None) -> list[Moment]:
+    """The frames to store, or those wanted of them."""
     rate = as_written(options.fps)
     on_grid = [moment for moment in moments if is_on_grid(moment.shown_from, moment.shown_until, rate)]
-    return [on_grid[index] for index in thinned(len(on_grid), options.max_frames)]
+    return _wanted([on_grid[index] for index in thinned(len(on_grid), options.max_frames)], choose)
+
+
+def _wanted(stored: list[T], choose: Choose | None) -> list[T]:
+    return stored if choose is None or not stored else [stored[index] for index in choose(len(stored))]
 
 
 def _decode_some(
@@ -102,9 +119,11 @@ def _decode_some(
     timeline: Timeline,
     candidates: Iterable[Moment],
     sampling: Sampling,
+    choose: Choose | None = None,
 ) -> SparseFrames | None:
     """Stores the frames chosen from the candidates; None when one of them does not decode as the container says."""
-    chosen = {moment.ticks: moment for moment in _chosen(candidates, options)}
+    wanted = _chosen(candidates, options, choose)
+    chosen = {moment.ticks for moment in wanted}
     if not chosen:
         return None
     stored: dict[int, npt.NDArray[np.uint8]] = {}
@@ -135,14 +154,14 @@ def _decode_some(
             return None
         width, height, codec = displayed_format(stream, rotation)
     return SparseFrames(
-        frames=tuple(stored.values()),
-        timestamps_s=tuple(_seconds(chosen[ticks].shown_from, clip) for ticks in stored),
+        frames=tuple(stored[moment.ticks] for moment in wanted),
+        timestamps_s=tuple(_seconds(moment.shown_from, clip) for moment in wanted),
         source=SourceInfo(width, height, codec, round(float(timeline.duration_s), 6), len(timeline.ticks)),
         sampling=sampling,
     )
 
 
-def _decode_all(file: BinaryIO, options: FrameConfig, clip: Clip) -> SparseFrames:
+def _decode_all(file: BinaryIO, options: FrameConfig, clip: Clip, choose: Choose | None = None) -> SparseFrames:
     """Stores the frames chosen while every frame is decoded; their number is not known beforehand."""
     rate = as_written(options.fps)
     kept: Thinning[tuple[npt.NDArray[np.uint8], float]] = Thinning(options.max_frames)
@@ -158,7 +177,7 @@ def _decode_all(file: BinaryIO, options: FrameConfig, clip: Clip) -> SparseFrame
                 else:
                     kept.skip()
         width, height, codec = displayed_format(stream, shown.frame.rotation)
-    stored = kept.result()
+    stored = _wanted(kept.result(), choose)
     return SparseFrames(
         frames=tuple(pixels for pixels, _ in stored),
         timestamps_s=tuple(seconds for _, seconds in stored),

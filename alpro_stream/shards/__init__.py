@@ -8,6 +8,8 @@ On disk::
 """
 
 from alpro_stream.shards.entities import load_entities, merge_entities, save_entities
+from alpro_stream.shards.files import CachedFiles, LocalFiles, ShardFiles
+from alpro_stream.shards.foreign import describe_tars
 from alpro_stream.shards.index import Member, ShardIndex, index_tar, write_index
 from alpro_stream.shards.layout import (
     FORMAT_VERSION,
@@ -23,15 +25,19 @@ from alpro_stream.shards.writer import ShardWriter
 
 __all__ = [
     "FORMAT_VERSION",
+    "CachedFiles",
     "DatasetInfo",
+    "LocalFiles",
     "Member",
     "Sample",
     "SampleMetadata",
+    "ShardFiles",
     "ShardIndex",
     "ShardInfo",
     "ShardReader",
     "ShardWriter",
     "VideoFile",
+    "describe_tars",
     "index_tar",
     "load_dataset_info",
     "load_entities",

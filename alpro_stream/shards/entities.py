@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from alpro_stream.errors import ShardError
+from alpro_stream.manifest.places import is_address
+from alpro_stream.media.remote import FetchConfig
+from alpro_stream.shards.remote_files import read_file
 from alpro_stream.shards.storage import publish_bytes
 
 ENTITIES_VERSION = 1
@@ -29,18 +32,22 @@ def save_entities(path: str | Path, entities: Sequence[tuple[str, int]]) -> None
     publish_bytes(Path(path), text.encode("utf-8"))
 
 
-def load_entities(path: str | Path) -> Entities:
+def load_entities(path: str | Path, fetch: FetchConfig | None = None) -> Entities:
     """Reads ``entities.json``.
+
+    Args:
+        path: a file, or its address.
+        fetch: how to fetch what is behind an address.
 
     Raises:
         ShardError: it is missing, damaged or of another version.
     """
+    if not is_address(str(path)) and not Path(path).exists():
+        raise ShardError(f"no such entity list: {path}; `alpro shard` writes one into each split's folder")
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_file(str(path), fetch or FetchConfig()).decode("utf-8"))
         if values["format_version"] != ENTITIES_VERSION:
             raise ShardError(f"{path}: format version {values['format_version']!r}, expected {ENTITIES_VERSION}")
         return [(str(row["word"]), int(row["count"])) for row in values["entities"]]
-    except FileNotFoundError as error:
-        raise ShardError(f"no such entity list: {path}; `alpro shard` writes one into each split's folder") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path} is not an entity list: {error!r}") from error

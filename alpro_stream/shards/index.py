@@ -4,16 +4,19 @@ The first line is ``v1.2 <number of samples>``; then one line a sample: ``extens
 all separated by single spaces. Offsets are those of the contents, always a multiple of the tar block of 512 bytes.
 """
 
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from alpro_stream.errors import ShardError
+import numpy as np
+
+from alpro_stream.errors import Cause, ShardError
+from alpro_stream.manifest.webdataset import DamagedTarError, compression_problem, tar_samples
 from alpro_stream.shards.sample import is_frame
 from alpro_stream.shards.storage import publish_bytes
 
 INDEX_VERSION = "v1.2"
+_NEWLINE = ord("\n")
 
 
 class Member(NamedTuple):
@@ -25,11 +28,44 @@ class Member(NamedTuple):
     name: str
 
 
-class ShardIndex:
-    """Where each sample's members lie in the tar; lines are parsed when asked for."""
+class SlotError(ShardError):
+    """One slot of which the index does not say where it lies.
 
-    def __init__(self, lines: Sequence[bytes], source: str) -> None:
+    Attributes:
+        cause: see `Cause`.
+    """
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause: Cause = cause
+
+
+class ShardIndex:
+    """Where each sample's members lie in the tar; lines are parsed when asked for.
+
+    Args:
+        data: contents of an index file.
+        source: what the index is called in messages.
+        num_cut: samples behind those of the index that a tar which was cut off does not hold any more.
+
+    Raises:
+        ShardError: another version, or not the number of samples that it states.
+    """
+
+    def __init__(self, data: bytes, source: str, num_cut: int = 0) -> None:
+        header, _, lines = data.partition(b"\n")
+        version, _, count = header.partition(b" ")
+        if version != INDEX_VERSION.encode():
+            raise ShardError(f"{source}: first line {header[:40]!r}, expected '{INDEX_VERSION} <number of samples>'")
+        ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == _NEWLINE) + 1
+        if not count.isdigit() or int(count) != len(ends) or lines[-1:] not in (b"", b"\n"):
+            raise ShardError(
+                f"{source}: {len(ends)} samples where its first line is {header[:40]!r}; it is cut off or damaged"
+            )
+        # As one text: an object a line would take half as much again.
         self._lines = lines
+        self._edges = np.concatenate([[0], ends])
+        self._num_cut = num_cut
         self._source = source
 
     @classmethod
@@ -40,41 +76,47 @@ class ShardIndex:
             ShardError: it is missing, of another version, or does not hold the number of samples it states.
         """
         try:
-            header, *lines = Path(path).read_bytes().splitlines() or [b""]
+            data = Path(path).read_bytes()
         except OSError as error:
-            raise ShardError(f"cannot read the index {path}: {error.strerror or error}; shard again") from error
-        version, _, count = header.partition(b" ")
-        if version != INDEX_VERSION.encode():
-            raise ShardError(f"{path}: first line {header[:40]!r}, expected '{INDEX_VERSION} <number of samples>'")
-        if not count.isdigit() or int(count) != len(lines):
-            raise ShardError(
-                f"{path}: {len(lines)} samples where its first line is {header!r}; it is cut off or damaged"
-            )
-        return cls(lines, str(path))
+            raise ShardError(f"cannot read the index {path}: {error.strerror or error}") from error
+        return cls(data, str(path))
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._edges) - 1 + self._num_cut
 
     def members(self, slot: int) -> tuple[Member, ...]:
         """All members of a sample, in the order they lie in the tar.
 
         Raises:
-            ShardError: no such slot, or a damaged line.
+            SlotError: a damaged line, or a sample that the tar does not hold any more.
+            ShardError: no such slot.
         """
-        if not 0 <= slot < len(self._lines):
-            raise ShardError(f"{self._source}: no slot {slot}; it has {len(self._lines)} samples")
-        fields = self._lines[slot].decode("utf-8", "replace").split(" ")
+        if not 0 <= slot < len(self):
+            raise ShardError(f"{self._source}: no slot {slot}; it has {len(self)} samples")
+        if slot >= len(self._edges) - 1:
+            raise SlotError(f"{self._source}: cut off before slot {slot}", "truncated")
+        line = self._lines[self._edges[slot] : self._edges[slot + 1] - 1]
         try:
+            fields = line.decode("utf-8").split(" ")
             if len(fields) % 4 or not fields[0]:
                 raise ValueError("expected groups of extension, offset, size and name")
             groups = zip(fields[::4], fields[1::4], fields[2::4], fields[3::4], strict=True)
-            return tuple(Member(extension, int(offset), int(size), name) for extension, offset, size, name in groups)
+            members = tuple(Member(extension, int(offset), int(size), name) for extension, offset, size, name in groups)
+            if strange := [member.name for member in members if not member.name.endswith(f".{member.extension}")]:
+                raise ValueError(f"another extension than that of {strange[0]!r}")
+            return members
         except ValueError as error:
-            raise ShardError(f"{self._source}: slot {slot} is damaged: {error}") from error
+            raise SlotError(f"{self._source}: slot {slot} is damaged: {error}", "index") from error
 
     def key(self, slot: int) -> str:
-        """The sample's key."""
-        return self.members(slot)[0].name.rpartition("/")[2].partition(".")[0]
+        """The sample's key: the name of its members up to the first dot, without folders."""
+        return key_of(self.members(slot))
+
+    def keys(self) -> list[str]:
+        """The key of every slot; empty where the index does not say what lies there."""
+        fields = [line.split(b" ", 4) for line in self._lines.split(b"\n")[:-1]]
+        names = [found[3].decode("utf-8", "replace") if len(found) > 3 else "" for found in fields]
+        return [_key(name) for name in names] + [""] * self._num_cut
 
     def frame_members(self, slot: int) -> tuple[Member, ...]:
         """The members that are frames, in order."""
@@ -83,6 +125,15 @@ class ShardIndex:
     def num_frames(self, slot: int) -> int:
         """How many frames the sample stores."""
         return len(self.frame_members(slot))
+
+
+def key_of(members: Sequence[Member]) -> str:
+    """The key of the sample that these members are."""
+    return _key(members[0].name)
+
+
+def _key(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def format_index(samples: Sequence[Sequence[Member]]) -> bytes:
@@ -101,24 +152,42 @@ def index_tar(path: str | Path) -> list[tuple[Member, ...]]:
     """Reads the members of a tar, grouped into samples as WebDataset does: neighbours with the same key.
 
     Raises:
-        ShardError: not a tar, or cut off.
+        ShardError: not a tar, compressed, cut off or damaged, or members of a sample that do not follow each other.
     """
+    samples, damage = grouped_members(path)
+    if damage is not None:
+        raise damaged_tar(path, damage) from damage
+    return [members for members in samples if members]
+
+
+def grouped_members(path: str | Path) -> tuple[list[tuple[Member, ...]], DamagedTarError | None]:
+    """The members of each sample of a tar, and why there may be more; a sample may have none that can be read alone.
+
+    Raises:
+        ShardError: it cannot be opened, is compressed, or members of a sample do not follow each other.
+    """
+    samples: list[tuple[Member, ...]] = []
+    keys: set[str] = set()
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            return _group((info.name, info.offset_data, info.size) for info in tar if info.isfile())
-    except (OSError, tarfile.TarError) as error:
-        raise ShardError(f"{path} cannot be read as a tar: {error}") from error
+        with Path(path).open("rb") as file:
+            if problem := compression_problem(file.read(8)):
+                raise ShardError(f"{path} {problem}")
+            try:
+                for key, members in tar_samples(file):
+                    if key in keys:
+                        raise ShardError(
+                            f"{path}: members of a sample must follow each other, and those of {key!r} lie apart; "
+                            "write the tar again with its files sorted by name"
+                        )
+                    keys.add(key)
+                    samples.append(tuple(Member(m.extension, m.offset, m.size, m.name) for m in members))
+            except DamagedTarError as error:
+                return samples, error
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read as a tar: {error.strerror or error}") from error
+    return samples, None
 
 
-def _group(files: Iterable[tuple[str, int, int]]) -> list[tuple[Member, ...]]:
-    samples: list[tuple[str, list[Member]]] = []
-    for name, offset, size in files:
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not stem or not dot:
-            continue  # a hidden file, or one without extension, belongs to no sample
-        key = f"{folder}{slash}{stem}"
-        if not samples or samples[-1][0] != key:
-            samples.append((key, []))
-        samples[-1][1].append(Member(extension, offset, size, name))
-    return [tuple(members) for _, members in samples]
+def damaged_tar(path: str | Path, damage: DamagedTarError) -> ShardError:
+    """The error of a tar that cannot be read to its end."""
+    return ShardError(f"{path} {damage}; fetch or write it again, or leave it out")

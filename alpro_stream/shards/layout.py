@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from alpro_stream.config import Config, validate
-from alpro_stream.errors import ConfigError, ShardError
-from alpro_stream.manifest import Kind
+from alpro_stream.errors import ConfigError, FetchError, ShardError
+from alpro_stream.manifest import Kind, public_place
+from alpro_stream.manifest.places import is_address
+from alpro_stream.manifest.webdataset import OwnShardError, is_tar_name
+from alpro_stream.media import FetchConfig
+from alpro_stream.shards.remote_files import join, read_file
 from alpro_stream.shards.storage import publish_bytes
 
 FORMAT_VERSION = 1
@@ -16,6 +20,7 @@ DATASET_FILE = "dataset.json"
 ENTITIES_FILE = "entities.json"
 FAILURES_FILE = "failures.jsonl"
 CONFIG_FILE = "shard_config.yaml"
+_FETCH = FetchConfig()
 
 
 class ShardInfo(Config):
@@ -82,6 +87,8 @@ class DatasetInfo(Config):
         total = hashlib.sha256(f"alpro shards v{self.format_version}\n".encode())
         for shard in self.shards:
             total.update(f"{shard.name} {shard.sha256} {shard.index_sha256}\n".encode())
+        if columns := self.options.get("columns"):  # of tars of other tools, they decide which text is the caption
+            total.update(json.dumps(columns, sort_keys=True).encode())
         return total.hexdigest()
 
 
@@ -106,27 +113,61 @@ def save_dataset_info(directory: Path, info: DatasetInfo) -> None:
     publish_bytes(directory / DATASET_FILE, text.encode("utf-8"))
 
 
-def load_dataset_info(directory: str | Path) -> DatasetInfo:
-    """Reads the description of a split.
+def load_dataset_info(place: str | Path, fetch: FetchConfig = _FETCH) -> DatasetInfo:
+    """Reads the description of a split; tars of other tools that have none are described, see `describe_tars`.
+
+    Args:
+        place: the folder, or its address: ``s3://``, ``http://`` or ``https://``.
+        fetch: how a file behind an address is fetched.
 
     Raises:
-        ShardError: no such folder, no ``dataset.json`` in it (folders below that have one are named), a damaged one,
-            another format version, or one that lists no shards.
+        ShardError: no such folder, or a file; no ``dataset.json`` in it and no tars (folders below that have one are
+            named), a damaged one, another format version, or one that lists no shards.
     """
-    directory = Path(directory)
-    path = directory / DATASET_FILE
-    if not path.is_file():
-        raise ShardError(_explain_missing(directory))
+    if is_address(str(place)):
+        path = join(str(place), DATASET_FILE)
+        try:
+            return _parse(read_file(path, fetch), public_place(path))
+        except ShardError as error:
+            if not (isinstance(error.__cause__, FetchError) and str(error.__cause__).startswith("missing")):
+                raise
+            raise ShardError(
+                f"{error}; shards behind an address need the {DATASET_FILE} that `alpro shard` writes: for tars of "
+                "another tool, run it with in_place=true and payload=video on a local copy, and put that file and the "
+                "indexes (.idx) beside the tars"
+            ) from error
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return _load_local(Path(place), fetch)
+    except OSError as error:
+        raise ShardError(f"{place} cannot be read: {error.strerror or error}") from error
+
+
+def _load_local(directory: Path, fetch: FetchConfig) -> DatasetInfo:
+    path = directory / DATASET_FILE
+    if path.is_file():
+        return _parse(read_file(str(path), fetch), str(path))
+    names = [child.name for child in directory.iterdir()] if directory.is_dir() else []
+    if any(is_tar_name(name) and not name.startswith(".") for name in names):
+        from alpro_stream.shards.foreign import describe_tars  # which describes them in terms of this module
+
+        try:
+            return describe_tars(directory)
+        except OwnShardError:
+            pass
+    raise ShardError(_explain_missing(directory))
+
+
+def _parse(data: bytes, path: str) -> DatasetInfo:
+    try:
+        values = json.loads(data)
         version = values.get("format_version") if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
             raise ShardError(
                 f"{path}: format version {version!r}, expected {FORMAT_VERSION}; "
                 "shard the corpus again with `alpro shard`"
             )
-        info = validate(DatasetInfo, values, source=str(path))
-    except (OSError, ValueError, ConfigError) as error:
+        info = validate(DatasetInfo, values, source=path)
+    except (ValueError, RecursionError, ConfigError) as error:
         raise ShardError(f"{path} cannot be read as a data set description: {error}") from error
     if not info.shards:
         raise ShardError(f"{path} lists no shards; shard the corpus again with `alpro shard`")
@@ -134,6 +175,8 @@ def load_dataset_info(directory: str | Path) -> DatasetInfo:
 
 
 def _explain_missing(directory: Path) -> str:
+    if directory.is_file():
+        return f"{directory} is a file, and a data set is a folder of shards: name its folder, {directory.parent}"
     if not directory.is_dir():
         return f"no such shard folder: {directory}; make one with `alpro shard CONFIG`, or correct the path"
     splits = sorted(str(found.parent) for found in directory.glob(f"*/{DATASET_FILE}"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from alpro_stream.manifest import QA, Kind
+from alpro_stream.manifest import KINDS, QA, VIDEO_SUFFIXES, Kind
 
 METADATA_EXTENSION = "json"
 CAPTION_EXTENSION = "txt"
@@ -60,10 +60,10 @@ class SampleMetadata:
         """Parses ``<key>.json``.
 
         Raises:
-            ValueError, KeyError, TypeError: the bytes are not what `to_json` writes.
+            ValueError, KeyError, TypeError, RecursionError: the bytes are not what `to_json` writes.
         """
         fields = json.loads(data)
-        return cls(
+        metadata = cls(
             key=key,
             id=fields["id"],
             captions=tuple(fields["captions"]),
@@ -72,6 +72,18 @@ class SampleMetadata:
             frame_timestamps_s=tuple(fields["frame_timestamps_s"]),
             source=fields["source"],
         )
+        metadata._refuse_other_types()
+        return metadata
+
+    def _refuse_other_types(self) -> None:
+        """JSON that is whole may still be another tool's, which would be noticed where nobody knows the sample."""
+        texts = (self.id, *self.captions, *(text for pair in self.qa for text in pair))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("expected texts as id, captions, questions and answers")
+        if self.kind not in KINDS or not isinstance(self.source, dict):
+            raise TypeError(f"expected one of {', '.join(KINDS)} as kind and an object as source")
+        if not all(isinstance(time_s, int | float) for time_s in self.frame_timestamps_s):
+            raise TypeError("expected numbers as frame_timestamps_s")
 
 
 class VideoFile(NamedTuple):
@@ -133,3 +145,8 @@ def is_frame(extension: str) -> bool:
     """Whether a member's extension is that of a frame."""
     number, _, suffix = extension.partition(".")
     return suffix == "jpg" and number.isdigit()
+
+
+def is_video(extension: str) -> bool:
+    """Whether a member's extension is that of a video, ours or another tool's."""
+    return f".{extension.lower()}" in VIDEO_SUFFIXES

@@ -29,6 +29,10 @@ class Batch:
         text_id_B: equal for the same words.
         noise_B2N: for the race of hard negatives among the samples of a lane, exponential with rate 1: of the videos
             for this text, then of the texts for this video.
+        valid_B: False for a sample that could not be read and has no substitute: its pixels are black, its text is
+            empty, and no loss may see it.
+        answers: the answer to each question where the unit of the pass is `question`, empty strings elsewhere.
+        num_quarantined: planned samples that something else stands in for, or that are not valid.
     """
 
     step: int
@@ -47,11 +51,15 @@ class Batch:
     video_id_B: Tensor
     text_id_B: Tensor
     noise_B2N: Tensor
+    valid_B: Tensor
+    answers: tuple[str, ...]
+    num_quarantined: int
 
     def __post_init__(self) -> None:
         size, length = len(self.keys), self.ids_BL.shape[1]
-        if len(self.captions) != size:
-            raise ValueError(f"Batch.captions has {len(self.captions)} entries for {size} keys")
+        for name in ("captions", "answers"):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"Batch.{name} has {len(getattr(self, name))} entries for {size} keys")
         if size % self.num_lanes:
             raise ValueError(f"{size} samples are not a whole number for each of {self.num_lanes} lanes")
         expected = {
@@ -63,6 +71,7 @@ class Batch:
             "video_id_B": (size,),
             "text_id_B": (size,),
             "noise_B2N": (size, 2, size // self.num_lanes),
+            "valid_B": (size,),
         }
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
@@ -70,11 +79,17 @@ class Batch:
                 raise ValueError(f"Batch.{name} has shape {found}, expected {shape}")
         if self.frames_BTHWC.ndim != 5 or self.frames_BTHWC.shape[0] != size or self.frames_BTHWC.shape[-1] != 3:
             raise ValueError(f"Batch.frames_BTHWC has shape {tuple(self.frames_BTHWC.shape)}, expected (B, T, H, W, 3)")
-        if self.frames_BTHWC.dtype != torch.uint8:
-            raise ValueError(f"Batch.frames_BTHWC is {self.frames_BTHWC.dtype}, expected uint8")
+        for name, dtype in {"frames_BTHWC": torch.uint8, "valid_B": torch.bool}.items():
+            if getattr(self, name).dtype != dtype:
+                raise ValueError(f"Batch.{name} is {getattr(self, name).dtype}, expected {dtype}")
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(value.nbytes for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; copies overlap with what runs there."""
@@ -87,6 +102,8 @@ class Batch:
 
     def micro_batches(self, count: int) -> list["Batch"]:
         """Cuts the batch between lanes into `count` equal parts; a lane is never split.
+
+        The first part has the whole `num_quarantined`, so that the parts add up.
 
         Raises:
             ValueError: `count` does not divide the lanes.
@@ -103,4 +120,5 @@ class Batch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor | tuple)
         }
+        cut["num_quarantined"] = 0 if part else self.num_quarantined
         return replace(self, first_lane=self.first_lane + part * num_lanes, num_lanes=num_lanes, **cut)

@@ -12,11 +12,20 @@ from alpro_stream.stream.seeds import Draws
 _MAX_TRIES = 1000
 
 
-def random_window(stored_size: int, crop_scale: float, draws: Draws) -> Window:
-    """A square window of whole pixels of the stored frame, any place equally likely.
+def random_window(stored_size: int | None, crop_scale: float, draws: Draws) -> Window:
+    """A window of the stored frame with its aspect ratio, any place equally likely.
 
     The published recipe takes 224 of 256 pixels, a `crop_scale` of 0.875.
+
+    Args:
+        stored_size: side of the stored square, pixels: the window is one of whole pixels. None where frames are not
+            squares of one size: the window is then at any fraction.
+        crop_scale: side of the window over that of the frame.
+        draws: for its place.
     """
+    if stored_size is None:
+        left, top = draws.uniform(2) * (1 - crop_scale)
+        return float(left), float(top), crop_scale, crop_scale
     side = max(1, round(stored_size * crop_scale))
     left, top = np.floor(draws.uniform(2) * (stored_size - side + 1))
     return left / stored_size, top / stored_size, side / stored_size, side / stored_size

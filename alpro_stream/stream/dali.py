@@ -10,7 +10,6 @@ from torch.utils.dlpack import from_dlpack
 
 from alpro_stream.errors import ConfigError
 from alpro_stream.stream.decode import DecodeConfig, FrameRequest
-from alpro_stream.stream.jpeg import jpeg_header
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -21,16 +20,8 @@ except ImportError as error:
     ) from error
 
 
-_MAX_KNOWN_HEADERS = 1000
-
-
 class DaliDecoder:
-    """One DALI pipeline that decodes only the wanted window of each frame, then resizes and mirrors it.
-
-    When one of several frames cannot be decoded, DALI (2.4) may crash the process: it unwinds while its threads
-    still work on the others. So frames that might fail go through it alone first: those whose end is missing, and
-    those with a header that was not decoded before. Frames of one data set share a handful of headers.
-    """
+    """One DALI pipeline that decodes only the wanted window of each frame, then resizes and mirrors it."""
 
     def __init__(self, config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> None:
         self._build = partial(
@@ -38,29 +29,14 @@ class DaliDecoder:
             config.device,
             image_size,
             batch_size=max_frames,
-            num_threads=config.num_threads,
+            num_threads=max(1, config.num_threads),
             device_id=device_id,
             prefetch_queue_depth=1,
         )
         self._pipeline = self._build()
-        self._known_headers: set[bytes] = set()
 
     def decode(self, requests: Sequence[FrameRequest]) -> torch.Tensor:
         """See `FrameDecoder.decode`."""
-        for request in requests:
-            header = jpeg_header(request.jpeg)
-            if header not in self._known_headers:
-                self._run([request])
-                self._remember(header)
-        return self._run(requests)
-
-    def _remember(self, header: bytes | None) -> None:
-        if len(self._known_headers) >= _MAX_KNOWN_HEADERS:
-            self._known_headers.clear()  # Each frame has its own: nothing is gained by keeping more.
-        if header is not None:
-            self._known_headers.add(header)
-
-    def _run(self, requests: Sequence[FrameRequest]) -> torch.Tensor:
         self._pipeline.feed_input("jpegs", [np.frombuffer(request.jpeg, np.uint8) for request in requests])
         self._pipeline.feed_input("anchors", [np.asarray(request.window[:2], np.float32) for request in requests])
         self._pipeline.feed_input("shapes", [np.asarray(request.window[2:], np.float32) for request in requests])

@@ -19,10 +19,19 @@ class DecodeConfig(Config):
 
     device: Literal["cpu", "mixed"] = "cpu"
     """`mixed` decodes on the GPU (nvJPEG) and leaves the pixels there."""
-    num_threads: int = Field(default=2, ge=1)
-    """DALI's own threads, on each rank."""
+    num_threads: int = Field(default=2, ge=0)
+    """DALI's own threads, on each rank. 0 makes every batch when it is asked for, with no thread beside the step."""
     prefetch: int = Field(default=2, ge=1)
     """Batches prepared ahead of the step, on each rank."""
+    queue_mb: int = Field(default=1024, ge=1)
+    """Most MiB of batches that wait for the step, and of stored bytes that wait to be decoded, on each rank; one of
+    each is always let through."""
+    num_processes: int = Field(default=2, ge=1)
+    """Processes beside each rank for what may hang or crash a decoder: stored videos, and frames of an unknown kind."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """Longest time for one sample in such a process; then it is killed, and the sample counts as unusable."""
+    memory_mb: int = Field(default=2048, ge=200)
+    """Most memory of such a process, in MiB."""
 
 
 Window = tuple[float, float, float, float]
@@ -62,7 +71,7 @@ def decoder_name(config: DecodeConfig) -> str:
 
 
 def build_decoder(config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> FrameDecoder:
-    """The decoder of a run.
+    """The decoder of stored frames.
 
     Args:
         config: where to decode.

@@ -24,3 +24,8 @@ def jpeg_header(data: bytes) -> bytes | None:
             num_components = data[position + 9]
         position = end
     return None
+
+
+def grey_jpeg(header: bytes) -> bytes:
+    """A file with the header that `jpeg_header` found and no compressed pixels: decoders fill it up with grey."""
+    return header + _END

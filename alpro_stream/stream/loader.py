@@ -1,19 +1,34 @@
-"""The loader: batches of one rank, prepared ahead on a thread of its own."""
+"""The loader: batches of one rank, prepared ahead of the step by two threads with a bounded queue behind each.
+
+::
+
+    reader thread                    decoder thread                     the step
+    plan -> members of shards  -->   pixels, tokens, substitutes  -->   iterates
+                          stored bytes                      batches
+"""
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
+from alpro_stream.stream.ahead import LookAhead
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.cursor import StepRange, num_steps_left, steps_left
+from alpro_stream.stream.gauges import Gauges
+from alpro_stream.stream.gauges import Queue as QueueName
+from alpro_stream.stream.maker import BatchMaker, ReadBatch
 from alpro_stream.stream.plan import Plan, lanes_of_rank
+
+T = TypeVar("T", Batch, ReadBatch)
 
 
 class Loader:
-    """Batches of one rank from a step on, at most `decode.prefetch` of them prepared ahead on a thread.
+    """Batches of one rank from a step on.
 
     The loader holds no position worth saving: what it has prepared and nobody used is simply made again.
     Iterating never waits for something that cannot come: after the last batch, an error or `close` it ends at once.
+    ``len`` is the number of batches that are still to come, the same on every rank.
 
     Args:
         maker: makes one batch.
@@ -22,71 +37,171 @@ class Loader:
         world_size: ranks of the run.
         first_step: the cursor.
         last_step: the step to stop before.
+        skip_steps: ranges of steps to leave out.
 
     Raises:
         PlanError: the world size does not divide the lanes.
     """
 
     def __init__(
-        self, maker: BatchMaker, plan: Plan, *, rank: int, world_size: int, first_step: int, last_step: int
+        self,
+        maker: BatchMaker,
+        plan: Plan,
+        *,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+        skip_steps: Sequence[StepRange] = (),
     ) -> None:
         self._maker = maker
         self._plan = plan
         self._lanes = lanes_of_rank(rank, world_size, plan.num_lanes)
-        self._steps = range(first_step, last_step)
-        self._prefetch = maker.config.decode.prefetch
-        # Guarded by the condition: what is prepared, and how it ended.
+        self._range = (first_step, last_step, tuple(skip_steps))
+        self._num_left = num_steps_left(first_step, last_step, skip_steps)
+        self._ahead = LookAhead(plan, self._lanes, maker.sources, self._steps())
+        self._num_fetched = 0
+        decode = maker.config.decode
+        self._threads: list[threading.Thread] = []
+        self._waiting: Iterator[Batch] | None = None
+        if decode.num_threads == 0:
+            self._waiting = self._make_here()
+            return
+        self._read: _Queue[ReadBatch] = _Queue("read", decode.prefetch, decode.queue_mb << 20, maker.gauges)
+        self._ready: _Queue[Batch] = _Queue("ready", decode.prefetch, decode.queue_mb << 20, maker.gauges)
+        for name, work, queue in (
+            ("alpro-reader", self._read_all, self._read),
+            ("alpro-decoder", self._decode_all, self._ready),
+        ):
+            thread = threading.Thread(target=_run, args=(work, queue), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def __len__(self) -> int:
+        return self._num_left
+
+    def __iter__(self) -> Iterator[Batch]:
+        while (batch := self._next()) is not None:
+            self._num_left -= 1
+            yield batch
+
+    def figures(self) -> dict[str, float]:
+        """What the stages did since the last call, see `Gauges.lap`."""
+        gauges, num_fetched = self._maker.gauges, self._ahead.fetched_bytes()
+        gauges.count("fetched_bytes", num_fetched - self._num_fetched)
+        self._num_fetched = num_fetched
+        return gauges.lap()
+
+    def close(self) -> None:
+        """Stops the threads, at the latest after what they are at; what they had prepared is dropped.
+
+        Ends the caches of remote sources too, so that nobody waits for a slow server.
+        """
+        self._waiting = None if self._waiting is None else iter(())
+        self._ahead.stop()
+        if self._threads:
+            self._read.close()
+            self._ready.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _next(self) -> Batch | None:
+        return self._ready.take() if self._waiting is None else next(self._waiting, None)
+
+    def _steps(self) -> Iterator[int]:
+        return steps_left(*self._range)
+
+    def _make_here(self) -> Iterator[Batch]:
+        for step in self._steps():
+            self._ahead.reached(step)
+            yield self._maker.make(self._plan, step, self._lanes)
+
+    def _read_all(self) -> None:
+        for step in self._steps():
+            if not self._read.wait_for_room():
+                return
+            self._ahead.reached(step)
+            self._read.put(self._maker.read(self._plan, step, self._lanes))
+
+    def _decode_all(self) -> None:
+        while self._ready.wait_for_room() and (item := self._read.take()) is not None:
+            self._ready.put(self._maker.finish(self._plan, item))
+
+
+def _run(work: Callable[[], None], queue: "_Queue[Batch] | _Queue[ReadBatch]") -> None:
+    error: BaseException | None = None
+    try:
+        work()
+    except BaseException as raised:  # Handed to the thread that waits, whatever it is.
+        error = raised
+    queue.end(error)
+
+
+class _Queue(Generic[T]):
+    """Items from one thread to another, bounded in number and in bytes; ends with an error, or without one."""
+
+    def __init__(self, name: QueueName, max_items: int, max_bytes: int, gauges: Gauges) -> None:
+        self._name, self._max_items, self._max_bytes, self._gauges = name, max_items, max_bytes, gauges
         self._changed = threading.Condition()
-        self._ready: deque[Batch] = deque()
+        self._items: deque[T] = deque()
+        self._num_bytes = 0
+        # Of the largest so far: the next one is taken to be no larger.
+        self._expected_bytes = 0
         self._error: BaseException | None = None
         self._ended = False
         self._closed = False
-        self._thread = threading.Thread(target=self._produce, name="alpro-loader", daemon=True)
-        self._thread.start()
 
-    def __iter__(self) -> Iterator[Batch]:
-        while (batch := self._take()) is not None:
-            yield batch
-
-    def close(self) -> None:
-        """Stops the thread, at the latest after the batch it is making; what it had prepared is dropped."""
+    def wait_for_room(self) -> bool:
+        """Waits until one more item may be made; False once the queue is closed."""
         with self._changed:
-            self._closed = True
-            self._ready.clear()
-            self._changed.notify_all()
-        self._thread.join()
+            self._changed.wait_for(lambda: self._has_room() or self._closed)
+            return not self._closed
 
-    def _take(self) -> Batch | None:
+    def put(self, item: T) -> None:
+        """Hands an item over; it is dropped when the queue is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._ended)
-            if self._ready:
-                self._changed.notify_all()
-                return self._ready.popleft()
+            if not self._closed:
+                self._items.append(item)
+                self._num_bytes += item.num_bytes
+                self._expected_bytes = max(self._expected_bytes, item.num_bytes)
+                self._report()
+
+    def take(self) -> T | None:
+        """The next item; None when there will be none.
+
+        Raises:
+            BaseException: what ended the thread that fills the queue, once its items are taken.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended or self._closed)
+            if self._items:
+                item = self._items.popleft()
+                self._num_bytes -= item.num_bytes
+                self._report()
+                return item
             if self._error and not self._closed:
                 raise self._error
             return None
 
-    def _produce(self) -> None:
-        try:
-            for step in self._steps:
-                if not self._wait_for_room():
-                    break
-                self._put(self._maker.make(self._plan, step, self._lanes))
-        except BaseException as error:  # Handed to the thread that waits, whatever it is.
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _wait_for_room(self) -> bool:
-        """Waits until a batch may be made; False once the loader is closed."""
+    def end(self, error: BaseException | None) -> None:
+        """No more items come."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._ready) < self._prefetch or self._closed)
-            return not self._closed
+            self._ended, self._error = True, error
+            self._changed.notify_all()
 
-    def _put(self, batch: Batch) -> None:
+    def close(self) -> None:
+        """Nobody takes items any more."""
         with self._changed:
-            if not self._closed:
-                self._ready.append(batch)
-                self._changed.notify_all()
+            self._closed = True
+            self._items.clear()
+            self._num_bytes = 0
+            self._report()
+
+    def _has_room(self) -> bool:
+        if not self._items:
+            return True
+        return len(self._items) < self._max_items and self._num_bytes + self._expected_bytes <= self._max_bytes
+
+    def _report(self) -> None:
+        self._gauges.queue(self._name, self._num_bytes)
+        self._changed.notify_all()

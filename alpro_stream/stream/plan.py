@@ -9,6 +9,7 @@
     lanes         | lane 0 | lane 1 | lane 2 |rest  contiguous parts; a rank owns some of the lanes
 
 A global batch takes `lane_batch` samples from every lane, so it does not depend on the number of ranks.
+What a pass counts are units: clips, or the captions or questions of clips (`alpro_stream.stream.units`).
 Nothing here reads a file: the whole state of the order is the number of committed steps.
 """
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from alpro_stream.errors import PlanError
 from alpro_stream.stream.seeds import Draws
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised with every change of the order; part of the fingerprint of a run."""
 
 Mix = Literal["sizes", "weights", "alternate"]
@@ -33,7 +34,7 @@ Mix = Literal["sizes", "weights", "alternate"]
 
 @dataclass(frozen=True, slots=True)
 class SourceShape:
-    """What the plan knows of a source: its name and the number of samples in each shard."""
+    """What the plan knows of a source: its name and the number of units in each shard."""
 
     name: str
     shard_sizes: tuple[int, ...]
@@ -41,7 +42,7 @@ class SourceShape:
 
     @property
     def num_samples(self) -> int:
-        """Samples of one pass."""
+        """Units of one pass."""
         return sum(self.shard_sizes)
 
 
@@ -53,7 +54,7 @@ class PlannedStep:
         step: position in the run, from 0.
         source: index of the source all samples come from.
         pass_index: how often that source was passed through before.
-        refs: (lanes, lane_batch, 2) int64: shard number in the source and slot in the shard.
+        refs: (lanes, lane_batch, 2) int64: shard number in the source and unit in the shard.
     """
 
     step: int
@@ -86,13 +87,13 @@ class PassOrder:
         self._mixed = lru_cache(maxsize=cached_windows)(self._mix_window)
 
     def locate(self, start: int, stop: int) -> NDArray[np.int64]:
-        """(shard, slot) of the positions start..stop-1 of the pass, as (stop - start, 2).
+        """(shard, unit) of the positions start..stop-1 of the pass, as (stop - start, 2).
 
         Raises:
             IndexError: positions outside the pass.
         """
         if not 0 <= start <= stop <= self._ends[-1]:
-            raise IndexError(f"positions {start} to {stop} of a pass of {self._ends[-1]} samples")
+            raise IndexError(f"positions {start} to {stop} of a pass of {self._ends[-1]} units")
         parts = [np.empty((0, 2), dtype=np.int64)]
         while start < stop:
             window = int(np.searchsorted(self._window_ends, start, side="right")) - 1
@@ -143,6 +144,7 @@ class Plan:
         self.lane_batch = global_batch // num_lanes
         self.steps_per_pass = tuple(source.num_samples // global_batch for source in self.sources)
         self.left_over = tuple(source.num_samples % global_batch for source in self.sources)
+        self._seed = seed
         self._weights = _mix_weights(mix, self.sources, self.steps_per_pass)
         self._pass_order = lru_cache(maxsize=2 * len(self.sources))(
             lambda source, pass_index: PassOrder(
@@ -165,15 +167,45 @@ class Plan:
         Raises:
             IndexError: a step below 0.
         """
+        source, pass_index, step_in_pass = self.place(step)
+        order = self._pass_order(source, pass_index)
+        starts = [self._position(source, step_in_pass, lane) for lane in lanes]
+        refs = np.stack([order.locate(start, start + self.lane_batch) for start in starts])
+        return PlannedStep(step, source, pass_index, refs)
+
+    def place(self, step: int) -> tuple[int, int, int]:
+        """Source of a step, the pass of that source, and the step inside the pass.
+
+        Raises:
+            IndexError: a step below 0.
+        """
         if step < 0:
             raise IndexError(f"step {step}: the steps of a run count from 0")
         source, source_step = mixed_step(step, self._weights)
-        num_steps = self.steps_per_pass[source]
-        pass_index, step_in_pass = divmod(source_step, num_steps)
-        order = self._pass_order(source, pass_index)
-        starts = [(lane * num_steps + step_in_pass) * self.lane_batch for lane in lanes]
-        refs = np.stack([order.locate(start, start + self.lane_batch) for start in starts])
-        return PlannedStep(step, source, pass_index, refs)
+        return source, *divmod(source_step, self.steps_per_pass[source])
+
+    def substitutes(self, step: int, lane: int, row: int) -> NDArray[np.int64]:
+        """What may stand in for one sample of a step: the left-over of its pass, in an order drawn for its position.
+
+        Args:
+            step: position in the run.
+            lane: number of the lane.
+            row: place among the lane's samples of the step.
+
+        Returns:
+            (left_over, 2) int64: shard number in the source and unit in the shard.
+        """
+        source, pass_index, step_in_pass = self.place(step)
+        left_over = self.left_over[source]
+        position = self._position(source, step_in_pass, lane) + row
+        total = self.sources[source].num_samples
+        found = self._pass_order(source, pass_index).locate(total - left_over, total)
+        name = self.sources[source].name
+        return found[Draws("substitute", self._seed, name, pass_index, position).permutation(left_over)]
+
+    def _position(self, source: int, step_in_pass: int, lane: int) -> int:
+        """Of the first sample that a lane gives to a step, in the canonical order of the pass."""
+        return (lane * self.steps_per_pass[source] + step_in_pass) * self.lane_batch
 
 
 def mixed_step(step: int, weights: Sequence[int]) -> tuple[int, int]:

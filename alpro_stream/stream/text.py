@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -14,10 +17,11 @@ from transformers import AutoTokenizer
 
 from alpro_stream.config import Config
 from alpro_stream.errors import TokenizerError
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.seeds import uniform_at
 
 IGNORED_LABEL = -100
 _MASKED, _REPLACED = 0.8, 0.1
+_ROLES = ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
 
 class TextConfig(Config):
@@ -32,15 +36,15 @@ class TextConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedText:
-    """MLM's input and targets: `ids_L` with some tokens hidden, `labels_L` -100 where nothing is predicted."""
+class MaskedTexts:
+    """MLM's input and targets: `ids_BL` with some tokens hidden, `labels_BL` -100 where nothing is predicted."""
 
-    ids_L: NDArray[np.int64]
-    labels_L: NDArray[np.int64]
+    ids_BL: NDArray[np.int64]
+    labels_BL: NDArray[np.int64]
 
 
 class Tokenizer:
-    """A BERT WordPiece tokenizer with a fixed length.
+    """A BERT WordPiece tokenizer with a fixed length; several threads may use it at once.
 
     Attributes:
         vocab_size: rows of the embedding it needs.
@@ -68,67 +72,92 @@ class Tokenizer:
                 f"that can be loaded from the hub here); `alpro shard` writes one when `wordpiece` is set: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
-        for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        for name in _ROLES:
             if getattr(self._tokenizer, name, None) is None:
                 raise TokenizerError(f"the tokenizer at {source!r} has no {name}; a BERT tokenizer is needed")
         if not self._tokenizer.is_fast:
             raise TokenizerError(f"the tokenizer at {source!r} has no tokenizer.json; save it with its fast version")
         self.num_tokens = num_tokens
         self.vocab_size = len(self._tokenizer)
-        self.digest = _digest(self._tokenizer.backend_tokenizer.to_str())
+        self.digest = _digest(self._tokenizer)
         self.mask_id = int(self._tokenizer.mask_token_id)
         self._special_ids = np.asarray(sorted(self._tokenizer.all_special_ids), dtype=np.int64)
+        self._copies: dict[int, tokenizers.Tokenizer] = {}
+        # Its own threads would be one a core on every rank, for a few milliseconds of work beside those that decode.
+        # Some versions also warn whoever forks after they ran.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def __call__(self, texts: Sequence[str], num_tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask of the texts, both (B, L) int64; longer texts are cut."""
-        encoded = self._tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=num_tokens or self.num_tokens,
-            return_attention_mask=True,
-        )
-        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])
+        # Without transformers' wrapper, which adds half the time again; the fast variant leaves out the offsets.
+        encodings = self._with_length(num_tokens or self.num_tokens).encode_batch_fast(list(texts))
+        ids_BL, mask_BL = [encoding.ids for encoding in encodings], [encoding.attention_mask for encoding in encodings]
+        return torch.from_numpy(np.array(ids_BL, dtype=np.int64)), torch.from_numpy(np.array(mask_BL, dtype=np.int64))
 
-    def mask(self, ids_L: NDArray[np.int64], probability: float, draws: Draws) -> MaskedText:
-        """Hides tokens of one caption for MLM; the draws belong to the caption and its token positions."""
+    def mask(self, ids_BL: NDArray[np.int64], keys_B: NDArray[np.uint64], probability: float) -> MaskedTexts:
+        """Hides tokens of a batch of texts for MLM.
+
+        What happens to a token depends on its text's key and on its position alone, neither on the padding nor on the
+        other texts.
+
+        Args:
+            ids_BL: token ids, as `__call__` gives them.
+            keys_B: one a text, from `alpro_stream.stream.seeds.sample_keys`.
+            probability: share of the tokens that is chosen.
+        """
         # Three draws a position, laid out position by position: padding cannot shift them.
-        uniform_L3 = draws.uniform(len(ids_L), 3)
-        special_L = np.isin(ids_L, self._special_ids)
-        return mask_tokens(ids_L, special_L, uniform_L3, probability, self.mask_id, self.vocab_size)
+        uniform_BL3 = uniform_at(keys_B, 3 * ids_BL.shape[1]).reshape(*ids_BL.shape, 3)
+        special_BL = np.isin(ids_BL, self._special_ids)
+        return mask_tokens(ids_BL, special_BL, uniform_BL3, probability, self.mask_id, self.vocab_size)
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer so that its directory can be given as the source."""
         self._tokenizer.save_pretrained(str(directory))
 
+    def _with_length(self, num_tokens: int) -> tokenizers.Tokenizer:
+        """A copy for this length: transformers sets the length of its only one, under the hands of other threads."""
+        if num_tokens not in self._copies:
+            copy = tokenizers.Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+            copy.encode_special_tokens = self._tokenizer.split_special_tokens
+            copy.enable_truncation(num_tokens, direction=self._tokenizer.truncation_side)
+            # On the right, whatever this tokenizer is used to: the encoders look for CLS at the beginning.
+            pad_id, pad_token = self._tokenizer.pad_token_id, self._tokenizer.pad_token
+            copy.enable_padding(length=num_tokens, pad_id=pad_id, pad_token=pad_token)
+            self._copies[num_tokens] = copy
+        return self._copies[num_tokens]
+
 
 def mask_tokens(
-    ids_L: NDArray[np.int64],
-    special_L: NDArray[np.bool_],
-    uniform_L3: NDArray[np.float64],
+    ids_BL: NDArray[np.int64],
+    special_BL: NDArray[np.bool_],
+    uniform_BL3: NDArray[np.float64],
     probability: float,
     mask_id: int,
     vocab_size: int,
-) -> MaskedText:
+) -> MaskedTexts:
     """BERT's masking: of the chosen tokens 80 % become MASK, 10 % any token, 10 % stay (Devlin et al. 2019).
 
     Args:
-        ids_L: token ids.
-        special_L: positions that are never chosen (CLS, SEP, padding, ...).
-        uniform_L3: draws in [0, 1): chosen at all, what happens to it, which token instead.
+        ids_BL: token ids.
+        special_BL: positions that are never chosen (CLS, SEP, padding, ...).
+        uniform_BL3: draws in [0, 1): chosen at all, what happens to it, which token instead.
         probability: share of the tokens that is chosen.
         mask_id: id of MASK.
         vocab_size: the random token is uniform over all ids.
     """
-    chosen_L = (uniform_L3[:, 0] < probability) & ~special_L
-    fate_L = uniform_L3[:, 1]
-    masked_L = np.where(chosen_L & (fate_L < _MASKED), mask_id, ids_L)
-    replaced_L = chosen_L & (fate_L >= _MASKED) & (fate_L < _MASKED + _REPLACED)
-    random_L = (uniform_L3[:, 2] * vocab_size).astype(np.int64)
-    return MaskedText(np.where(replaced_L, random_L, masked_L), np.where(chosen_L, ids_L, IGNORED_LABEL))
+    select_BL, fate_BL, which_BL = np.moveaxis(uniform_BL3, -1, 0)
+    chosen_BL = (select_BL < probability) & ~special_BL
+    masked_BL = np.where(chosen_BL & (fate_BL < _MASKED), mask_id, ids_BL)
+    replaced_BL = chosen_BL & (fate_BL >= _MASKED) & (fate_BL < _MASKED + _REPLACED)
+    random_BL = (which_BL * vocab_size).astype(np.int64)
+    return MaskedTexts(np.where(replaced_BL, random_BL, masked_BL), np.where(chosen_BL, ids_BL, IGNORED_LABEL))
 
 
-def _digest(serialized: str) -> str:
+def _digest(tokenizer: Any) -> str:
     """SHA-256 of a tokenizer; padding and truncation are left out, as they only remember the last call."""
-    rules = {key: value for key, value in json.loads(serialized).items() if key not in ("padding", "truncation")}
+    serialized = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in serialized.items() if key not in ("padding", "truncation")}
+    # What transformers keeps beside those rules, and `Tokenizer` goes by.
+    beside = {name: getattr(tokenizer, name) for name in ("truncation_side", "split_special_tokens", *_ROLES)}
+    rules["beside"] = {**beside, "special_ids": sorted(tokenizer.all_special_ids)}
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,8 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from alpro_stream.errors import AlproError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,9 @@ class World:
         size: number of ranks.
         device: where its tensors live.
         control: group for what ranks tell each other on their CPUs; None is the default group.
+        timeout_s: longest wait for the others, for messages.
+
+    What a rank does with the others raises an AlproError when they are gone or not there in time.
     """
 
     rank: int
@@ -32,6 +39,7 @@ class World:
     size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    timeout_s: float = 600.0
 
     @property
     def is_first(self) -> bool:
@@ -43,19 +51,22 @@ class World:
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with self._waiting("the tensors of all ranks"):
+            dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all ranks."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self._waiting("the sums of all ranks"):
+                dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.size > 1:
-            dist.barrier()
+            with self._waiting("all ranks to come to the same place"):
+                dist.barrier()
 
     def all_same(self, value: str) -> bool:
         """Whether every rank gives the same value; all ranks must ask."""
@@ -63,11 +74,34 @@ class World:
         digests = self.gather(torch.tensor([digest], device=self.device))
         return bool((digests == digest).all())
 
+    def from_first(self, make: Callable[[], T], what: str = "what it makes for all") -> T:
+        """What a function gives on the first rank, on every rank; the others do not call it. All ranks must ask.
+
+        Args:
+            make: called on the first rank.
+            what: what that is, for the error of a rank that waits in vain.
+
+        Raises:
+            AlproError: it failed; raised on every rank.
+        """
+        values: list[Any] = [None]
+        with self.all_or_none(f"rank 0 and {what}"):
+            if self.is_first:
+                values = [make()]
+        if self.size > 1:
+            with self._waiting(f"rank 0 and {what}"):
+                dist.broadcast_object_list(values, src=0, group=self.control)
+        made: T = values[0]
+        return made
+
     @contextmanager
-    def all_or_none(self) -> Iterator[None]:
+    def all_or_none(self, what: str = "all ranks to be ready") -> Iterator[None]:
         """What is inside succeeds on every rank or every rank raises: nobody waits for a rank that gave up.
 
         Entered by all ranks; nothing inside may wait for another rank. A rank that failed raises its own error.
+
+        Args:
+            what: what is waited for, for the error of a rank that waits in vain.
 
         Raises:
             AlproError: another rank failed; carries that rank's message.
@@ -77,20 +111,38 @@ class World:
             yield
         except Exception as error:
             failure = error
-        if self.size > 1:
-            self._vote(failure)
+        try:
+            if self.size > 1:
+                self._vote(failure, what)
+        except AlproError:
+            if failure is None:  # else its own error tells more than that the others are gone
+                raise
         if failure is not None:
             raise failure
 
-    def _vote(self, failure: Exception | None) -> None:
-        failures = torch.tensor([failure is not None], dtype=torch.int32)
-        dist.all_reduce(failures, group=self.control)
-        if not failures.item():
-            return
+    def _vote(self, failure: Exception | None, what: str) -> None:
         messages: list[str | None] = [None] * self.size
-        dist.all_gather_object(messages, None if failure is None else _text(failure), group=self.control)
+        with self._waiting(what):
+            failures = torch.tensor([failure is not None], dtype=torch.int32)
+            dist.all_reduce(failures, group=self.control)
+            if not failures.item():
+                return
+            dist.all_gather_object(messages, None if failure is None else _text(failure), group=self.control)
         if failure is None:
             raise AlproError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(messages) if text))
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """A traceback of the process group says neither which rank waited nor what for."""
+        start = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            raise AlproError(
+                f"rank {self.rank} of {self.size} waited {time.monotonic() - start:.0f} s for {what}, in vain: another "
+                f"rank was ended, or took longer than train.timeout_s={self.timeout_s:g}. If none of them says why, "
+                f"raise train.timeout_s ({str(error).partition(chr(10))[0]})"
+            ) from error
 
 
 def join_world(timeout_s: float) -> World:
@@ -115,7 +167,7 @@ def join_world(timeout_s: float) -> World:
     # Votes through NCCL would make every step wait for the GPU.
     timeout = timedelta(seconds=timeout_s)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control)
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s)
 
 
 def _start_group(backend: str, rank: int, world_size: int, timeout_s: float) -> None:

@@ -88,6 +88,10 @@ class ProgressLine:
             self._last_print = now
             self._console.print(f"{self._title} {step}/{self._num_steps} {text}", highlight=False)
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the one that changes."""
+        self._console.print(text, highlight=False)
+
     def close(self) -> None:
         """Leaves the last line on the screen."""
         self._bar.stop()

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,12 @@ from alpro_stream.losses.objective import (
 )
 from alpro_stream.prompter.client import Prompter
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.cursor import Cursor
+from alpro_stream.stream.cursor import Cursor, StepRange, steps_left
+from alpro_stream.stream.gauges import bottleneck
 from alpro_stream.stream.loader import Loader
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan
+from alpro_stream.stream.quarantine import RECORD_FILE, RECORD_FOLDER, describe, read_failures, summary
 from alpro_stream.train.checkpoint import publish, read_state, write_state
 from alpro_stream.train.clock import StepClock
 from alpro_stream.train.distributed import World
@@ -38,6 +40,9 @@ from alpro_stream.train.metrics import MetricsWriter, ProgressLine
 from alpro_stream.train.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
+
+# Steps whose figures the last word on the bottleneck is about.
+_JUDGED_STEPS = 100
 
 
 class TrainConfig(Config):
@@ -99,15 +104,18 @@ class Parts:
 
 
 class Trainer:
-    """Trains until the last step; its own state is one number, the committed steps."""
+    """Trains until the last step; its own state is the cursor, which moves when the optimizer has made a step."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, seed: int, lookahead: int) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, seed: int, lookahead: int, skip_steps: Sequence[StepRange] = ()
+    ) -> None:
         self._config = config
         self._parts = parts
         self._seed = seed
         self._lookahead = lookahead
+        self._skip_steps = skip_steps
         self.num_steps = config.num_steps(parts.plan)
-        self.step = 0
+        self.cursor = Cursor(0)
 
     def resume(self, checkpoint: Path) -> None:
         """Goes on from a complete checkpoint of the same run, with the same ranks and ZeRO stage.
@@ -124,7 +132,7 @@ class Trainer:
             )
         with self._parts.world.all_or_none():
             self._parts.engine.load(checkpoint)
-        self.step = Cursor.from_dict(state["cursor"]).step
+        self.cursor = Cursor.from_dict(state["cursor"])
 
     def train(self) -> None:
         """Runs the steps that are left; the last one is always saved.
@@ -136,30 +144,44 @@ class Trainer:
         with ExitStack() as stack:
             metrics = None
             if parts.world.is_first:
-                metrics = stack.enter_context(closing(MetricsWriter(parts.run_dir, self.step)))
-            progress = ProgressLine(parts.title, self.num_steps, self.step, shown=parts.world.is_first)
+                metrics = stack.enter_context(closing(MetricsWriter(parts.run_dir, self.cursor.step)))
+            progress = ProgressLine(parts.title, self.num_steps, self.cursor.step, shown=parts.world.is_first)
             stack.enter_context(closing(progress))
+            first_step = checked = self.cursor.step
+            (last_step,) = deque(self._steps_left(), maxlen=1) or (None,)
             loader = stack.enter_context(closing(self._loader()))
             clock = StepClock()
+            judged: deque[dict[str, float]] = deque(maxlen=_JUDGED_STEPS)
             for batch, labels in self._batches(loader, clock):
                 rate = learning_rate(
-                    self.step + 1, self.num_steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio
+                    batch.step + 1, self.num_steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio
                 )
                 shares = self._train_step(batch, labels, rate)
-                self.step += 1
+                before, self.cursor = self.cursor.step, self.cursor.after(batch.step)
+                step, is_last = self.cursor.step, batch.step == last_step
                 timing = clock.lap(parts.plan.num_lanes * parts.plan.lane_batch)
                 timing |= self._utilisation(batch, timing["step_s"])
-                is_saved, is_logged = self._is_due(config.checkpoint_every), self._is_due(config.log_every)
+                # Skipped steps may be those at which something was due.
+                is_saved = is_last or step // config.checkpoint_every > before // config.checkpoint_every
+                is_logged = is_last or step // config.log_every > before // config.log_every
                 if is_saved or is_logged:
                     values = self._global_values(shares) | {"gradient_norm": parts.engine.gradient_norm()}
-                    if is_logged and metrics:
-                        metrics.write(self.step, {"source": batch.source, **values, **timing, "learning_rate": rate})
                     if is_logged:
-                        progress.show(self.step, values, timing)
-                    self._check_finite(values)
+                        timing |= loader.figures()
+                        # The first step of a sitting waits for everything to start.
+                        judged.extend([timing] if batch.step > first_step else [])
+                        progress.show(step, values, timing)
+                    if is_logged and metrics:
+                        metrics.write(step, {"source": batch.source, **values, **timing, "learning_rate": rate})
+                    self._check_finite(checked, step, values)
+                    checked = step
                 if is_saved:
                     self._save()
                     clock.restart()
+            if judged:
+                progress.say(bottleneck(mean_figures(judged)))
+            if parts.world.is_first and (failures := read_failures(parts.run_dir / RECORD_FOLDER)):
+                progress.say(describe(failures, parts.run_dir / RECORD_FOLDER))
 
     def _utilisation(self, batch: Batch, step_s: float) -> dict[str, float]:
         """Operations a second of each rank, and their share of what the device can do (MFU)."""
@@ -167,8 +189,8 @@ class Trainer:
         peak = self._parts.peak_per_s
         return {"tflops": per_s / 1e12} | ({"mfu_percent": 100 * per_s / peak} if peak else {})
 
-    def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.num_steps
+    def _steps_left(self) -> Iterator[int]:
+        return steps_left(self.cursor.step, self.num_steps, self._skip_steps)
 
     def _loader(self) -> Loader:
         world = self._parts.world
@@ -177,8 +199,9 @@ class Trainer:
             self._parts.plan,
             rank=world.rank,
             world_size=world.size,
-            first_step=self.step,
+            first_step=self.cursor.step,
             last_step=self.num_steps,
+            skip_steps=self._skip_steps,
         )
 
     def _batches(self, loader: Loader, clock: StepClock) -> Iterator[tuple[Batch, SoftLabels | None]]:
@@ -195,6 +218,7 @@ class Trainer:
                         waiting.append(batch.to(self._parts.world.device))
                         if prompter:
                             prompter.submit(waiting[-1])
+                    self._parts.maker.gauges.queue("lookahead", sum(batch.num_bytes for batch in waiting))
                 with clock.waiting_for("prompter"):
                     if prompter and waiting:
                         labels = prompter.collect(waiting[0])
@@ -210,14 +234,15 @@ class Trainer:
         arguments = self._arguments(batch, micro_batches, labels)
         values: dict[str, Tensor] = {}
         for index, (micro, gather) in enumerate(zip(micro_batches, self._gathers(micro_batches), strict=True)):
-            self._seed_dropout(index)
+            self._seed_dropout(batch.step, index)
             terms = engine(micro, gather, shares, *arguments[index])
             engine.backward(terms.total)
             engine.step(rate)
             for name, value in terms.values.items():
                 values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value
+        values["quarantined"] = torch.tensor(float(batch.num_quarantined), device=self._parts.world.device)
         if labels:
-            values["pem_kept"] = labels.keep_B.float().mean() / self._parts.world.size
+            values["pem_kept"] = (labels.keep_B & batch.valid_B).float().mean() / self._parts.world.size
         return values
 
     def _arguments(self, batch: Batch, micro_batches: list[Batch], labels: SoftLabels | None) -> list[tuple[Any, ...]]:
@@ -234,28 +259,32 @@ class Trainer:
     def _gathers(self, micro_batches: list[Batch]) -> list[Callable[[Tensor, Tensor], GlobalFeatures]]:
         """For each micro-batch, how its objective gets the features of the whole global batch."""
         world = self._parts.world
-        ids_B2 = torch.cat([torch.stack([micro.video_id_B, micro.text_id_B], dim=1) for micro in micro_batches])
-        ignore_GG = same_pairs(*world.gather(ids_B2).unbind(dim=1))
+        # One collective for all three.
+        facts_B3 = torch.cat(
+            [torch.stack([micro.video_id_B, micro.text_id_B, micro.valid_B.long()], dim=1) for micro in micro_batches]
+        )
+        video_id_G, text_id_G, valid_G = world.gather(facts_B3).unbind(dim=1)
+        ignore_GG, valid_G = same_pairs(video_id_G, text_id_G), valid_G.bool()
         size = len(micro_batches[0])
         first_rows = [(world.rank * len(micro_batches) + i) * size for i in range(len(micro_batches))]
 
         def gather_now(video_BE: Tensor, text_BE: Tensor) -> GlobalFeatures:
-            return GlobalFeatures(world.gather(video_BE), world.gather(text_BE), ignore_GG, first_rows[0])
+            return GlobalFeatures(world.gather(video_BE), world.gather(text_BE), ignore_GG, valid_G, first_rows[0])
 
         if len(micro_batches) == 1:
             return [gather_now]
         # Several micro-batches: all features first, without a graph, so that each sees the whole global batch.
         features = []
         for index, micro in enumerate(micro_batches):
-            self._seed_dropout(index)
+            self._seed_dropout(micro.step, index)
             features.append(self._parts.engine.features(micro, None, 1))
         video_GE = world.gather(torch.cat([video for video, _ in features]))
         text_GE = world.gather(torch.cat([text for _, text in features]))
-        return [_already(GlobalFeatures(video_GE, text_GE, ignore_GG, row)) for row in first_rows]
+        return [_already(GlobalFeatures(video_GE, text_GE, ignore_GG, valid_G, row)) for row in first_rows]
 
-    def _seed_dropout(self, micro_batch: int) -> None:
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Dropout and stochastic depth depend on (seed, step, rank, micro-batch), whatever ran before."""
-        name = f"dropout {self._seed} {self.step} {self._parts.world.rank} {micro_batch}"
+        name = f"dropout {self._seed} {step} {self._parts.world.rank} {micro_batch}"
         torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
 
     def _global_values(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
@@ -263,19 +292,20 @@ class Trainer:
         sums = self._parts.world.sum(torch.stack(list(shares.values())))
         return dict(zip(shares, sums.tolist(), strict=True))
 
-    def _check_finite(self, values: Mapping[str, float]) -> None:
+    def _check_finite(self, first: int, step: int, values: Mapping[str, float]) -> None:
         """Stops before weights that are of no use take the place of good checkpoints."""
         wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             raise AlproError(
-                f"step {self.step} cannot be used: {', '.join(wrong)}; nothing of it is saved. Lower "
-                "train.optimizer.learning_rate, or look for what is wrong in the data of this step, and start again"
+                f"step {step} cannot be used: {', '.join(wrong)}; nothing of it is saved. Lower "
+                "train.optimizer.learning_rate, or look for what is wrong in the data of this step, and start again; "
+                f"stream.skip_steps=[[{first},{step}]] goes on without what was made since it was last looked at"
             )
 
     def _save(self) -> None:
         parts = self._parts
         state = {
-            "cursor": Cursor(self.step).to_dict(),
+            "cursor": self.cursor.to_dict(),
             "num_steps": self.num_steps,
             "fingerprint": parts.fingerprint,
             "zero_stage": self._config.engine.zero_stage,
@@ -287,9 +317,20 @@ class Trainer:
             parts.engine.save(directory)
             parts.save_extras(directory)
             if parts.world.is_first:
-                write_state(directory, state)
+                # What lies beyond the cursor was only prepared, and will be met again.
+                past = [f for f in read_failures(parts.run_dir / RECORD_FOLDER) if f.occurrence.step < self.cursor.step]
+                lines = "".join(f"{failure.to_json()}\n" for failure in past)
+                (directory / RECORD_FILE).write_text(lines, encoding="utf-8")
+                write_state(directory, {**state, "quarantine": summary(past)})
 
-        publish(parts.run_dir, self.step, parts.world, write, self._config.keep_checkpoints)
+        publish(parts.run_dir, self.cursor.step, parts.world, write, self._config.keep_checkpoints)
+
+
+def mean_figures(figures: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure, over those that have it."""
+    names = {name for one in figures for name in one}
+    values = {name: [one[name] for one in figures if name in one] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _already(known: GlobalFeatures) -> Callable[[Tensor, Tensor], GlobalFeatures]:

@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _add(commands, "inspect", _inspect, "say what a folder of shards, of a run or of a model holds")
     inspect.add_argument("path", type=Path, help="folder of a split, of a run, of a checkpoint or of an exported model")
     inspect.add_argument("--verify", action="store_true", help="compare all shards with their digests")
+    inspect.add_argument("--shuffle", action="store_true", help="measure how well a split is mixed in a run")
+    what = "with --shuffle: settings of the order, such as window_shards=16 or ranks=8"
+    inspect.add_argument("arguments", nargs="*", metavar="key=value", help=what)
     _add_export(commands)
     answer = _add(commands, "answer", _answer, "answer a question about a video or an image")
     answer.add_argument("video", help="a file, or an http(s) address")
@@ -169,9 +172,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from alpro_launch.inspection import inspect
+    if arguments.shuffle:
+        from alpro_launch.shuffle_view import shuffle_view
+        from alpro_stream.config import with_overrides
+        from alpro_stream.stream.mixing import MixingConfig
 
-    print(json.dumps(inspect(arguments.path, verify=arguments.verify), indent=1, ensure_ascii=False))
+        config = with_overrides(MixingConfig, {}, arguments.arguments, source="alpro inspect --shuffle")
+        view = shuffle_view(arguments.path, config)
+    elif arguments.arguments:
+        raise ConfigError(f"{' '.join(arguments.arguments)}: settings of the order need --shuffle")
+    else:
+        from alpro_launch.inspection import inspect
+
+        view = inspect(arguments.path, verify=arguments.verify)
+    print(json.dumps(view, indent=1, ensure_ascii=False))
     return 0
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from alpro_launch.checkpoint_view import checkpoint_view, run_view
 from alpro_sharding.ledger import LEDGER_FOLDER, overview
 from alpro_stream.errors import ConfigError, ShardError
 from alpro_stream.model.folder import CONFIG_FILE, read_description
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.shards.layout import DATASET_FILE, DatasetInfo, index_path, load_dataset_info, tar_path
 from alpro_stream.shards.storage import file_digest
-from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import STATE_FILE, complete_checkpoints, latest_checkpoint
 
 
 def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -25,14 +26,17 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """
     if (path / DATASET_FILE).is_file():
         return _dataset(path, verify)
-    if (path / "state.json").is_file() or complete_checkpoints(path):
+    if (path / STATE_FILE).is_file():
         return _checkpoint(latest_checkpoint(path))
+    if complete_checkpoints(path):
+        return {"run": str(path), **run_view(path), **_checkpoint(latest_checkpoint(path))}
     if (path / CONFIG_FILE).is_file():
         return _model(path)
     if (path / LEDGER_FOLDER).is_dir():
         return _shard_set(path, verify)
     if path.is_dir():
-        load_dataset_info(path)  # Its message says what is missing, and which splits there are.
+        # Tars of another tool; of anything else the message says what is missing, and which splits there are.
+        return _dataset(path, verify)
     raise ConfigError(f"{path} is neither a shard folder nor a run nor a checkpoint nor an exported model")
 
 
@@ -64,6 +68,11 @@ def _dataset(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _verify(path: Path, info: DatasetInfo) -> None:
+    if not (path / DATASET_FILE).is_file():
+        raise ConfigError(
+            f"{path} has no {DATASET_FILE}, so there are no digests to compare its tars with; `alpro shard` with "
+            "in_place=true writes one"
+        )
     for shard in info.shards:
         for file, expected in (
             (tar_path(path, shard.name), shard.sha256),
@@ -77,7 +86,7 @@ def _verify(path: Path, info: DatasetInfo) -> None:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    return {"checkpoint": str(path), **read_state(path), **_description(path)}
+    return {**checkpoint_view(path), **_description(path)}
 
 
 def _model(path: Path) -> dict[str, Any]:

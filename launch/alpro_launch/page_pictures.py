@@ -1,6 +1,7 @@
 """The pictures of a run's page: clips with PEM's crop as training saw them, and what captions retrieve."""
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alpro_stream.evaluate.embed import StoredClip, stored_clips
+from alpro_stream.evaluate.embed import StoredClip, pixels_of, stored_clips, whole_view
 from alpro_stream.evaluate.ranking import text_to_video_ranks
+from alpro_stream.media import FrameConfig
 from alpro_stream.pages import Box, ClipExample, EntityProbability, RankedClip, SearchExample
 from alpro_stream.run import RunConfig, run_entities
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.decode import build_decoder
-from alpro_stream.stream.maker import BatchMaker, make_plan
+from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
+from alpro_stream.stream.config import make_plan
+from alpro_stream.stream.decode import DecodeConfig
+from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.restore import ensure_bank, load_labeller
@@ -28,7 +32,7 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
     """The first clips of a pre-training run, cropped and flipped as in its first steps, with their soft labels."""
     assert config.prompter is not None
     sources = open_sources(config.stream.sources)
-    entities = run_entities(config.prompter, sources)
+    entities = run_entities(config.prompter, config.stream)
     device = torch.device("cpu")
     bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
     labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
@@ -40,21 +44,21 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
 
     def maker(patch_size: int) -> BatchMaker:
         # The same grid of patches at another size gives the same draws, so the same crops, in more pixels.
-        decoder = build_decoder(config.stream.decode, grid * patch_size, max_frames, None)
+        decoder = build_clip_decoder(config.stream.decode, grid * patch_size, max_frames, None)
         size = grid * patch_size
         return BatchMaker(config.stream, sources, tokenizer, decoder, video.num_frames, size, patch_size)
 
-    seen, shown = maker(video.patch_size), maker(-(-_SHOWN_PIXELS // grid))
     examples: list[ClipExample] = []
-    for step in range(plan.steps_per_epoch):
-        lanes = range(plan.num_lanes)
-        batch = seen.make(plan, step, lanes)
-        labels = labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
-        pictures = shown.make(plan, step, lanes)
-        for row in range(len(batch)):
-            examples.append(
-                _clip_example(pictures, row, grid, labels.labels_BM[row], bool(labels.keep_B[row]), entities)
-            )
+    with closing(maker(video.patch_size)) as seen, closing(maker(-(-_SHOWN_PIXELS // grid))) as shown:
+        for step in range(plan.steps_per_epoch):
+            lanes = range(plan.num_lanes)
+            batch = seen.make(plan, step, lanes)
+            labels = labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
+            pictures = shown.make(plan, step, lanes)
+            for row in range(len(batch)):
+                examples.append(
+                    _clip_example(pictures, row, grid, labels.labels_BM[row], bool(labels.keep_B[row]), entities)
+                )
     # Spread over the pass, so that images are among them.
     return tuple(examples[int((i + 0.5) * len(examples) / count)] for i in range(min(count, len(examples))))
 
@@ -85,6 +89,7 @@ def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: 
     spread = [int((i + 0.5) * len(captions) / count) for i in range(min(count, len(captions)))]
     rows = list(dict.fromkeys([*spread[:-1], int(ranks_C.argmax())]))
     clips = {clip.key: clip for clip in stored_clips(open_sources(sources_of.stream.sources))}
+    decoder = build_clip_decoder(DecodeConfig(), _SHOWN_PIXELS, 1, None)
     name = {"vtc": "VTC similarity", "vtm": "VTM probability"}[score]
     examples = []
     for row in rows:
@@ -94,14 +99,14 @@ def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: 
             RankedClip(
                 rank=place,
                 id=keys[index],
-                thumbnail=_thumbnail(clips[keys[index]]),
+                thumbnail=_thumbnail(clips[keys[index]], decoder),
                 score=float(scores_CV[row, index]),
                 is_right=index == right,
             )
             for place, index in enumerate(order[:_TOP_CLIPS], start=1)
         ]
         if right not in order[:_TOP_CLIPS]:
-            thumbnail, own = _thumbnail(clips[keys[right]]), float(scores_CV[row, right])
+            thumbnail, own = _thumbnail(clips[keys[right]], decoder), float(scores_CV[row, right])
             results.append(RankedClip(rank=right_rank, id=keys[right], thumbnail=thumbnail, score=own, is_right=True))
         examples.append(
             SearchExample(
@@ -112,14 +117,13 @@ def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: 
                 num_candidates=len(keys),
             )
         )
+    decoder.close()
     return tuple(examples)
 
 
-def _thumbnail(clip: StoredClip) -> bytes:
-    members = clip.source.reader.frame_members(clip.shard, clip.slot)
-    (jpeg,) = clip.source.reader.read(clip.shard, clip.slot, [members[len(members) // 2]])
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        return _jpeg(np.asarray(picture.convert("RGB").resize((_SHOWN_PIXELS, _SHOWN_PIXELS))))
+def _thumbnail(clip: StoredClip, decoder: ClipDecoder) -> bytes:
+    """The frame in the middle."""
+    return _jpeg(pixels_of(clip, whole_view(1, _SHOWN_PIXELS, FrameConfig()), decoder)[0].numpy())
 
 
 def _jpeg(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> bytes:

@@ -4,12 +4,9 @@ Nothing is copied or decoded. Samples that cannot be used (no media, no caption)
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
-import re
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -28,15 +25,14 @@ from alpro_sharding.statistics import Statistics
 from alpro_sharding.summary import ShardSummary
 from alpro_stream.config import save_config
 from alpro_stream.errors import ConfigError, ShardError
-from alpro_stream.manifest import Kind, ManifestConfig, RejectedRow, read_manifest, tar_paths
-from alpro_stream.shards import DatasetInfo, Member, ShardInfo, index_tar, save_dataset_info, save_entities
+from alpro_stream.manifest import ManifestConfig, tar_paths
+from alpro_stream.shards import DatasetInfo, ShardInfo, save_dataset_info, save_entities
+from alpro_stream.shards.foreign import in_place_options, read_tar
 from alpro_stream.shards.index import format_index
 from alpro_stream.shards.layout import CONFIG_FILE, ENTITIES_FILE, FAILURES_FILE, index_path
 from alpro_stream.shards.storage import file_digest, publish_bytes, publish_chunks, remove_temporaries
 
 NOTES_FOLDER = ".index_notes"
-# The index parts its fields by white space, and is UTF-8.
-_INDEXABLE_NAME = re.compile(r"[^\s\ud800-\udfff]+")
 
 
 def index_in_place(config: ShardConfig, on_tar: Callable[[int, int], None] = lambda done, total: None) -> ShardSummary:
@@ -110,7 +106,8 @@ def _index_all(
         raise ShardError(
             f"no tar of {config.manifest} has a sample that can be used: {describe_reasons(reasons.by_text())}"
         )
-    info = DatasetInfo.of_shards(config.reading.split, {"payload": config.payload, "in_place": True}, shards)
+    options = in_place_options(config.payload, config.reading.columns)
+    info = DatasetInfo.of_shards(config.reading.split, options, shards)
     save_entities(out / ENTITIES_FILE, vocabulary(nouns, config.entities))
     save_config(config, out / CONFIG_FILE)
     save_dataset_info(out, info)
@@ -189,69 +186,14 @@ def _has_index(tar: Path, result: ShardResult) -> bool:
 
 def _index(tar: Path, reading: ManifestConfig, count_nouns: CountNouns) -> ShardResult:
     started = time.monotonic()
-    rows = list(read_manifest(tar, reading))
-    _refuse_damaged(tar)
-    groups = index_tar(tar)
-    samples: list[tuple[Member, ...]] = []
-    failures: list[Failure] = []
+    samples = read_tar(tar, reading)
+    failures = [Failure(row.line, row.id, tar.name, "manifest", row.reason) for row in samples.rejected]
     nouns: Counter[str] = Counter()
-    kinds: set[Kind] = set()
-    num_captions = 0
-    for row in rows:
-        members = groups[row.line - 1]
-        if not isinstance(row, RejectedRow) and (reason := _unindexable(members)) is not None:
-            row = RejectedRow(row.line, row.id, reason)
-        if isinstance(row, RejectedRow):
-            failures.append(Failure(row.line, row.id, tar.name, "manifest", row.reason))
-            continue
-        samples.append(members)
+    for row in samples.rows:
         nouns.update(count_nouns(row.captions))
-        kinds.add(row.kind)
-        num_captions += len(row.captions)
-    if len(kinds) > 1:
-        raise ShardError(f"{tar} holds videos and images, and training takes one kind a tar; set in_place=false")
     shard = None
-    if samples:
-        index = format_index(samples)
-        publish_bytes(index_path(tar.parent, tar.stem), index)
-        shard = ShardInfo(
-            name=tar.stem,
-            kind=kinds.pop(),
-            num_samples=len(samples),
-            num_captions=num_captions,
-            num_questions=0,
-            num_bytes=tar.stat().st_size,
-            sha256=file_digest(tar),
-            index_sha256=hashlib.sha256(index).hexdigest(),
-        )
+    if samples.kind is not None:
+        publish_bytes(index_path(tar.parent, tar.stem), format_index(samples.members))
+        shard = samples.describe(tar, file_digest(tar))
     work = Work(platform.node(), time.monotonic() - started, 0.0, 0.0, 0.0, 0.0)
-    return ShardResult(len(samples) + len(failures), shard, tuple(failures), dict(nouns), Statistics(), work)
-
-
-def _unindexable(members: Iterable[Member]) -> str | None:
-    """Why the index cannot hold a sample; None when it can."""
-    for member in members:
-        if not _INDEXABLE_NAME.fullmatch(member.name):
-            return f"an index cannot hold the name {member.name!r}: it has white space, or is no UTF-8; rename it"
-    return None
-
-
-def _refuse_damaged(tar: Path) -> None:
-    """Refuses a tar that is cut off, also between two members, and one with a damaged header.
-
-    Python's `tarfile` takes these for the end, and says nothing.
-    """
-    try:
-        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            archive.getmembers()
-            position = archive.offset
-            file.seek(position)
-            if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):  # the end of a tar
-                return
-            problem = f"no end where byte {position} should be one"
-    except tarfile.TarError as error:
-        problem = str(error)
-    raise ShardError(
-        f"{tar} is cut off or damaged ({problem}); fetch or write it again, or leave it out of `manifest`, "
-        "then run the same command"
-    )
+    return ShardResult(len(samples.rows) + len(failures), shard, tuple(failures), dict(nouns), Statistics(), work)

@@ -5,17 +5,10 @@ finished.
 """
 
 import math
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 from alpro_sharding.media_messages import (
@@ -26,6 +19,7 @@ from alpro_sharding.media_messages import (
     MediaStage,
     decode_message,
 )
+from alpro_stream.media.killable import KillableProcess, wait_for
 
 T = TypeVar("T")
 Outcome = MediaAnswer | MediaFailure | None
@@ -33,8 +27,6 @@ Outcome = MediaAnswer | MediaFailure | None
 # A pause of the whole machine is no fault of the file: each gets a second chance in a fresh process.
 _MAX_ATTEMPTS = 2
 _START_S = 60.0
-# Every library of the process uses one thread: a worker is one core.
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 @dataclass(slots=True)
@@ -117,17 +109,15 @@ class MediaPool:
             if entry.process is None and entry.request is not None:
                 entry.process = free.pop()
                 entry.attempts += 1
-                entry.process.send(entry.request)
+                entry.process.ask(entry.request)
 
     def _listen(self, entries: list[_Entry[T]]) -> None:
         """Waits until one of the processes says something or has used up its time."""
-        deadline = min(entry.process.deadline for entry in entries if entry.process)
-        timeout = max(0.0, deadline - time.monotonic()) if math.isfinite(deadline) else None
-        talking = wait([entry.process.connection for entry in entries if entry.process], timeout)
+        talking, late = wait_for([entry.process for entry in entries if entry.process])
         for entry in entries:
             process = entry.process
             assert process is not None
-            if process.connection in talking:
+            if process in talking:
                 try:
                     outcome = process.receive()
                 except (EOFError, OSError, ValueError, KeyError, TypeError):
@@ -135,7 +125,7 @@ class MediaPool:
                 else:
                     entry.is_done = outcome is not None
                     entry.outcome = outcome
-            elif time.monotonic() >= process.deadline:
+            elif process in late:
                 limit = "" if process.stage == "start" else f" (limits.{process.stage}_s)"
                 self._failed(entry, f"it took more than {process.time_limit_s:g} s{limit}")
 
@@ -149,34 +139,22 @@ class MediaPool:
             entry.is_done, entry.outcome = True, MediaFailure(stage, f"{reason}, {entry.attempts} times")
 
 
-class _Process:
-    """One media process, started when it is first needed and again after it was killed."""
+class _Process(KillableProcess):
+    """One media process, and the stage that it is in."""
 
     def __init__(self, options: MediaOptions, lock: int) -> None:
-        self._options = options
-        self._lock = lock
+        self._limits = options.limits
         self._buffer = tempfile.TemporaryFile()  # noqa: SIM115
-        self._popen: subprocess.Popen[bytes] | None = None
-        self.connection: Connection
+        super().__init__(
+            "alpro_sharding.media_process", (self._buffer.fileno(), lock), options.model_dump_json().encode()
+        )
         self.is_free = True
         self.stage = "start"
-        self.deadline = 0.0
 
-    @property
-    def time_limit_s(self) -> float:
-        """Seconds that the present stage may last."""
-        limits = self._options.limits
-        # Waiting for the others to decode has no limit of its own: each of them has one.
-        return {"start": _START_S, "fetch": limits.fetch_s, "wait": math.inf, "decode": limits.decode_s}[self.stage]
-
-    def send(self, request: MediaRequest) -> None:
+    def ask(self, request: MediaRequest) -> None:
         """Hands a request over; a process that has died meanwhile is replaced."""
-        if self._popen is None or self._popen.poll() is not None:
-            self.end()
-            self._start()
         self.is_free = False
-        with suppress(OSError):  # it died just now: the wait for its answer finds out
-            self.connection.send_bytes(request.to_bytes())
+        self.send(request.to_bytes())
         self._enter("start")
 
     def receive(self) -> MediaAnswer | MediaFailure | None:
@@ -191,25 +169,10 @@ class _Process:
             return None
         return message
 
-    def how_it_ended(self) -> str:
-        """``was killed by signal 11`` or the like."""
-        if self._popen is None:
-            return "ended"
-        try:
-            status = self._popen.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "broke off the connection"
-        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-
     def end(self) -> None:
         """Kills it; the next request starts another."""
+        super().end()
         self.is_free = True
-        if self._popen is None:
-            return
-        self._popen.kill()
-        self._popen.wait()
-        self._popen = None
-        self.connection.close()
 
     def close(self) -> None:
         """Kills it for good."""
@@ -218,18 +181,6 @@ class _Process:
 
     def _enter(self, stage: str) -> None:
         self.stage = stage
-        self.deadline = time.monotonic() + self.time_limit_s
-
-    def _start(self) -> None:
-        self.connection, theirs = Pipe()
-        descriptors = (theirs.fileno(), self._buffer.fileno(), self._lock)
-        # The process finds our packages where this one found them: on a cluster they are not installed.
-        environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "alpro_sharding.media_process", *map(str, descriptors), str(os.getpid())],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        theirs.close()
-        self.connection.send_bytes(self._options.model_dump_json().encode())
+        # Waiting for the others to decode has no limit of its own: each of them has one.
+        seconds = {"start": _START_S, "fetch": self._limits.fetch_s, "wait": math.inf, "decode": self._limits.decode_s}
+        self.allow(seconds[stage])

@@ -1,16 +1,12 @@
 """The process that fetches and decodes: what happens in here may hang, crash or eat memory, and is killed for it.
 
-Started by `media_pool` as ``python -m alpro_sharding.media_process CONNECTION BUFFER LOCK PARENT``. Native decoders
-hold Python's lock while they loop, so no thread of the worker itself could end one; a process can be killed.
+Started by `media_pool` as a `KillableProcess` with two open files, the buffer for members and the lock of decoding.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
 import platform
-import resource
-import signal
 import sys
 import tempfile
 import time
@@ -36,9 +32,9 @@ from alpro_sharding.media_messages import (
 )
 from alpro_stream.errors import FetchError, MediaError, UnreadableError
 from alpro_stream.media import digest_of, encode_jpeg, open_media, read_image, sparse_frames, stored_video
+from alpro_stream.media.killable import connect, limit_memory, write_all
 from alpro_stream.shards.sample import frame_extension
 
-_PR_SET_PDEATHSIG = 1
 _COPY_BYTES = 1 << 20
 
 
@@ -48,10 +44,9 @@ class _FilteredError(MediaError):
 
 def main(arguments: list[str]) -> None:
     """Answers requests until the connection ends."""
-    connection, buffer, lock, parent = Connection(int(arguments[0])), *map(int, arguments[1:])
-    _die_with(parent)
+    connection, (buffer, lock) = connect(arguments)
     options = MediaOptions.model_validate_json(connection.recv_bytes())
-    _limit_memory(options.limits.memory_mb << 20)
+    limit_memory(options.limits.memory_mb << 20)
     with suppress(EOFError, OSError, KeyboardInterrupt):  # the worker ended
         while True:
             request = MediaRequest.from_bytes(connection.recv_bytes())
@@ -125,7 +120,7 @@ def _decode(request: MediaRequest, file: BinaryIO, options: MediaOptions, buffer
     sizes = []
     for number, frame in enumerate(frames):
         jpeg = encode_jpeg(frame, options.frames.quality, options.frames.chroma)
-        _write(buffer, jpeg)
+        write_all(buffer, jpeg)
         sizes.append((frame_extension(number), len(jpeg)))
     return Decoded(sizes, timestamps_s, source, sampling)
 
@@ -138,30 +133,9 @@ def _refuse(reason: str | None) -> None:
 def _copy(contents: BinaryIO, buffer: int) -> int:
     size = 0
     while chunk := contents.read(_COPY_BYTES):
-        _write(buffer, chunk)
+        write_all(buffer, chunk)
         size += len(chunk)
     return size
-
-
-def _write(buffer: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(buffer, view) :]
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process with the worker, also when a decoder hangs and nobody reads the connection."""
-    with suppress(OSError, AttributeError):  # Linux only; elsewhere the end of the connection has to do
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides, at Ctrl-C too
-
-
-def _limit_memory(num_bytes: int) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    with suppress(ValueError, OSError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, most))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from alpro_stream.pages.numbers import duration
 from alpro_stream.shards import FORMAT_VERSION, DatasetInfo, ShardReader
 from alpro_stream.shards.entities import Entities
 from alpro_stream.shards.layout import tar_path
-from alpro_stream.shards.sample import VIDEO_EXTENSIONS
+from alpro_stream.shards.sample import is_video
 from alpro_stream.shards.storage import publish_bytes
 
 REPORT_FILE = "report.html"
@@ -233,8 +233,8 @@ def _sheet_options() -> MediaOptions:
 def _video_request(reader: ShardReader, shard: str, slot: int) -> MediaRequest | None:
     """Asks for the frames of a stored video; None for a sample that stores frames."""
     for member in reader.index(shard).members(slot):
-        if member.extension in VIDEO_EXTENSIONS:
-            place = str(tar_path(reader.directory, shard))
+        if is_video(member.extension):
+            place = str(tar_path(Path(reader.place), shard))
             return MediaRequest(place, (member.offset, member.size), "video", start_s=None, end_s=None)
     return None
 

@@ -75,6 +75,9 @@ def make_batch(step, size=SIZE, black=False, kind="video"):
         video_id_B=torch.arange(size),
         text_id_B=torch.arange(size),
         noise_B2N=torch.ones(size, 2, size),
+        valid_B=torch.ones(size, dtype=torch.bool),
+        answers=("",) * size,
+        num_quarantined=0,
     )
 
 

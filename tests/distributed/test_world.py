@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from alpro_stream.errors import AlproError, DataError
 from alpro_stream.testing.distributed import RankError, run_ranks
-from alpro_stream.train.distributed import join_world
+from alpro_stream.train.distributed import World, join_world
 
 PRELOAD = ("alpro_stream.run",)
 
@@ -39,8 +39,17 @@ def everything_a_world_does():
             assert world.rank == 1, "a bug"
     except Exception as error:
         found["bug"] = (type(error).__name__, str(error).splitlines()[0])
+    found["first"] = world.from_first(lambda: {"made by": world.rank, "object": [None, 3.5]})
+    try:
+        world.from_first(lambda: _refuse(world.rank))
+    except AlproError as error:
+        found["nothing from first"] = (type(error).__name__, str(error))
     world.barrier()
     return found
+
+
+def _refuse(rank):
+    raise DataError(f"no listing on {rank}")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +77,85 @@ def test_all_succeed_or_all_raise(found):
     ]
 
 
+def test_what_the_first_rank_made_is_on_every_rank(found):
+    assert [rank["first"] for rank in found] == [{"made by": 0, "object": [None, 3.5]}] * 2
+    assert [rank["nothing from first"] for rank in found] == [
+        ("DataError", "no listing on 0"),
+        ("AlproError", "rank 0 failed: no listing on 0"),
+    ]
+
+
 def test_a_process_alone_is_a_world(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     world = join_world(timeout_s=10)
     assert (world.rank, world.size) == (0, 1)
     assert world.gather(torch.tensor([4])).tolist() == [4]
+    assert world.from_first(lambda: "made") == "made"
     with pytest.raises(DataError, match="gone"), world.all_or_none():
         raise DataError("gone")
+
+
+def wait_for_a_slow_rank():
+    rank = dist.get_rank()
+    dist.barrier()
+    world = World(rank, rank, 2, torch.device("cpu"), dist.new_group(timeout=timedelta(seconds=1.5)), 1.5)
+    found = []
+    for stage in (slow_listing, mistake):
+        try:
+            stage(world)
+        except Exception as error:
+            found.append((type(error).__name__, str(error)))
+    return found
+
+
+def slow_listing(world):
+    world.from_first(lambda: time.sleep(2.5), "the listing")
+
+
+def mistake(world):
+    """In a group that is broken by now."""
+    with world.all_or_none("the decoders"):
+        if world.is_first:
+            raise DataError("no clip")
+
+
+def test_a_rank_that_waits_in_vain_says_what_for():
+    first, second = run_ranks(wait_for_a_slow_rank, 2, preload=PRELOAD)
+    for rank, (kind, message) in ((0, first[0]), (1, second[0])):
+        assert kind == "AlproError"
+        assert message.startswith(f"rank {rank} of 2 waited ")
+        assert " s for rank 0 and the listing, in vain: another rank was ended" in message
+        assert "raise train.timeout_s" in message
+        assert "train.timeout_s=1.5" in message
+        assert "\n" not in message
+    # Its own error says more than that the others are gone.
+    assert first[1] == ("DataError", "no clip")
+    assert "for the decoders, in vain" in second[1][1]
+
+
+def go_on_alone():
+    world = join_world(timeout_s=60)
+    if not world.is_first:
+        return []
+    found = []
+    for ask in (
+        lambda: world.gather(torch.ones(1)),
+        lambda: world.sum(torch.ones(1)),
+        lambda: world.all_same("x"),
+        world.barrier,
+    ):
+        try:
+            ask()
+        except AlproError as error:
+            found.append(str(error))
+    return found
+
+
+def test_every_collective_says_that_a_rank_is_gone():
+    found, _ = run_ranks(go_on_alone, 2, preload=PRELOAD)
+    assert len(found) == 4
+    assert all(text.startswith("rank 0 of 2 waited ") for text in found)
 
 
 def half_a_launcher():

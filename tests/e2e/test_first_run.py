@@ -87,7 +87,7 @@ def test_evaluation_and_page(work: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_inspect_tells_the_committed_step_and_verifies_digests(work: Path, capsys: pytest.CaptureFixture[str]):
     assert alpro(["inspect", str(work / "pretrain")]) == 0
-    assert json.loads(capsys.readouterr().out)["cursor"] == {"step": 3}
+    assert json.loads(capsys.readouterr().out)["cursor"] == {"step": 3, "skipped": []}
     assert alpro(["inspect", "--verify", str(work / "shards/train")]) == 0
     assert json.loads(capsys.readouterr().out)["verified"] is True
 

@@ -197,6 +197,9 @@ def batch_of(ids_BL, mask_BL, negatives, *, mlm=None, boxes_B4=None, first_row=0
         video_id_B=row_B,
         text_id_B=row_B,
         noise_B2N=noise_for(*negatives),
+        valid_B=torch.ones(size, dtype=torch.bool),
+        answers=("",) * size,
+        num_quarantined=0,
     )
 
 
@@ -206,7 +209,9 @@ def terms_of(model, batch, video_GTCHW, soft_labels=None, **config):
     counts = GlobalCounts(*objective.count_local(batch, soft_labels))
     ignore_GG = objective.same_pairs(batch.video_id_B, batch.text_id_B)
     with pixels_for_frames(video_GTCHW):
-        return part(batch, lambda video, text: GlobalFeatures(video, text, ignore_GG, 0), 1, counts, soft_labels)
+        return part(
+            batch, lambda video, text: GlobalFeatures(video, text, ignore_GG, batch.valid_B, 0), 1, counts, soft_labels
+        )
 
 
 class StoredPrompts:

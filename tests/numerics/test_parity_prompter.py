@@ -55,7 +55,7 @@ def prompter(dtype):
     objective = DualObjective(model)
     with pixels_for_frames(pixels("prompter", dtype)):
         video_BE, text_BE = objective(batch, None, 1)
-        terms = objective(batch, lambda video, text: GlobalFeatures(video, text, NO_DUPLICATES, 0), 1)
+        terms = objective(batch, lambda video, text: GlobalFeatures(video, text, NO_DUPLICATES, batch.valid_B, 0), 1)
     sim_v2t = video_BE @ text_BE.T / model.temperature()
     assert torch.equal(terms.total, terms.values["vtc"])
     return found | {

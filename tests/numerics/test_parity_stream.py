@@ -24,12 +24,10 @@ def test_masked_tokens_are_those_of_the_same_draws():
     fate = np.where(to_mask < 0.8, to_mask, 0.8 + 0.2 * to_word)
     which = (stored["in.random_words"] + 0.5) / settings["vocab"]
     special = np.isin(stored["in.ids"], settings["special_ids"])
-    for row, uniform_L3 in enumerate(np.stack([select, fate, which], axis=-1)):
-        found = mask_tokens(
-            stored["in.ids"][row], special[row], uniform_L3, 0.15, settings["mask_id"], settings["vocab"]
-        )
-        assert np.array_equal(found.ids_L, stored["out.ids"][row])
-        assert np.array_equal(found.labels_L, stored["out.labels"][row])
+    uniform_BL3 = np.stack([select, fate, which], axis=-1)
+    found = mask_tokens(stored["in.ids"], special, uniform_BL3, 0.15, settings["mask_id"], settings["vocab"])
+    assert np.array_equal(found.ids_BL, stored["out.ids"])
+    assert np.array_equal(found.labels_BL, stored["out.labels"])
 
 
 def test_the_stored_masks_hold_all_three_fates():

@@ -31,7 +31,10 @@ def config(corpus, run_dir, **changes):
 
 def metrics_of(run_dir):
     """Everything in the metrics that does not depend on the clock."""
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in read_metrics(run_dir)]
+    return [
+        {key: value for key, value in line.items() if key not in TIMING and not key.startswith("stream/")}
+        for line in read_metrics(run_dir)
+    ]
 
 
 def weights_of(run_dir):

@@ -6,9 +6,13 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from alpro_stream.stream.clips import ClipDecoder
+from alpro_stream.stream.config import StreamConfig, make_plan
 from alpro_stream.stream.decode import build_decoder
+from alpro_stream.stream.isolated import IsolatedDecoder
 from alpro_stream.stream.loader import Loader
-from alpro_stream.stream.maker import BatchMaker, StreamConfig, make_plan
+from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.quarantine import Quarantine
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import Tokenizer
 
@@ -23,18 +27,25 @@ def stream_config(root, **changes):
         "num_lanes": 4,
         "window_shards": 2,
         "text": {"tokenizer": str(root / "tokenizer"), "num_tokens": 12},
-        "decode": {"num_threads": 1},
         **changes,
+        # One process is started faster than two, and few tests care.
+        "decode": {"num_threads": 1, "num_processes": 1, **changes.get("decode", {})},
     }
     return StreamConfig.model_validate(values)
 
 
-def open_maker(config, wrap=lambda decoder: decoder):
-    """A maker and its plan, all parts real; `wrap` may put something around the decoder."""
-    sources = open_sources(config.sources)
+def open_maker(config, wrap=lambda decoder: decoder, rank=0, folder=None, known=()):
+    """A maker and its plan, all parts real; `wrap` may put something around the decoder of stored frames.
+
+    `folder` gets the record of unusable samples, of which those in `known` are known.
+    """
+    sources = open_sources(config.sources, config.unit)
     tokenizer = Tokenizer(config.text.tokenizer, config.text.num_tokens)
-    decoder = build_decoder(config.decode, IMAGE_SIZE, config.global_batch * NUM_FRAMES, None)
-    maker = BatchMaker(config, sources, tokenizer, wrap(decoder), NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE)
+    frames = wrap(build_decoder(config.decode, IMAGE_SIZE, config.global_batch * NUM_FRAMES, None))
+    decode = config.decode
+    decoder = ClipDecoder(frames, IsolatedDecoder(decode.num_processes, decode.deadline_s, decode.memory_mb))
+    quarantine = Quarantine(config.quarantine, rank, folder, known)
+    maker = BatchMaker(config, sources, tokenizer, decoder, NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE, quarantine)
     return maker, make_plan(config, sources)
 
 
@@ -49,10 +60,11 @@ def read_all(maker, plan, steps, rank=0, world_size=1):
         return list(loader)
     finally:
         loader.close()
+        maker.close()
 
 
 def loader_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "alpro-loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("alpro-")]
 
 
 def assert_batches_equal(found, expected):

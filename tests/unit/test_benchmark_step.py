@@ -40,7 +40,11 @@ def test_literal_losses_and_gradients_equal_ours(step, monkeypatch):
     counts = GlobalCounts(*count_local(batch, SoftLabels(labels.labels_BM, keep_B)))
     ignore_GG = same_pairs(batch.video_id_B, batch.text_id_B)
     terms = step.objective(
-        batch, lambda v, t: GlobalFeatures(v, t, ignore_GG, 0), 1, counts, SoftLabels(labels.labels_BM, keep_B)
+        batch,
+        lambda v, t: GlobalFeatures(v, t, ignore_GG, batch.valid_B, 0),
+        1,
+        counts,
+        SoftLabels(labels.labels_BM, keep_B),
     )
     videos, texts, _ = drawn["ours"]
     monkeypatch.setattr(literal, "negatives", lambda similarity_BB: (videos.tolist(), texts.tolist()))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alpro_stream.losses import objective as objective_module
 from alpro_stream.losses.objective import (
     DualObjective,
     GlobalCounts,
@@ -65,6 +66,9 @@ def make_batch():
         video_id_B=torch.tensor(VIDEO_IDS),
         text_id_B=torch.tensor(TEXT_IDS),
         noise_B2N=negative_noise(SEED, 9, range(2, 2 + LANES), SIZE // LANES),
+        valid_B=torch.ones(SIZE, dtype=torch.bool),
+        answers=("",) * SIZE,
+        num_quarantined=0,
     )
 
 
@@ -85,7 +89,8 @@ def make_labels():
 
 def alone(batch):
     """How a world of one rank and one micro-batch gathers."""
-    return lambda video, text: GlobalFeatures(video, text, same_pairs(batch.video_id_B, batch.text_id_B), 0)
+    ignore = same_pairs(batch.video_id_B, batch.text_id_B)
+    return lambda video, text: GlobalFeatures(video, text, ignore, batch.valid_B, 0)
 
 
 def run_objective(model, config, batch, labels):
@@ -94,10 +99,11 @@ def run_objective(model, config, batch, labels):
 
 
 class Reference:
-    """Every loss as nested loops over samples, each encoded by itself."""
+    """Every loss as nested loops over valid samples, each encoded by itself."""
 
     def __init__(self, model, batch):
         self.model, self.batch = model, batch
+        self.valid = batch.valid_B.nonzero().flatten().tolist()
         rows = [slice(i, i + 1) for i in range(SIZE)]
         videos = [model.dual.encode_video(normalise(batch.frames_BTHWC[row])) for row in rows]
         texts = [model.dual.encode_text(batch.ids_BL[row], batch.mask_BL[row]) for row in rows]
@@ -112,19 +118,19 @@ class Reference:
 
     def vtc(self):
         loss = 0.0
-        for i in range(SIZE):
-            others = [j for j in range(SIZE) if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
+        for i in self.valid:
+            others = [j for j in self.valid if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
             to_text = torch.stack([self.similarity(i, j) for j in [i, *others]])
             to_video = torch.stack([self.similarity(j, i) for j in [i, *others]])
             loss -= to_text.log_softmax(0)[0] + to_video.log_softmax(0)[0]
-        return loss / (2 * SIZE)
+        return loss / (2 * len(self.valid))
 
     def negatives(self):
         """(video for text i, text for video i) by the race: the smallest noise / probability."""
         noise = self.batch.noise_B2N
         chosen = []
-        for i in range(SIZE):
-            lane = range(i // 3 * 3, i // 3 * 3 + 3)
+        for i in self.valid:
+            lane = [j for j in self.valid if j // 3 == i // 3]
             others = [j for j in lane if VIDEO_IDS[i] != VIDEO_IDS[j] and TEXT_IDS[i] != TEXT_IDS[j]]
             if others:
                 video = min(others, key=lambda j, i=i: noise[i, 0, j % 3].item() / self.similarity(j, i).exp().item())
@@ -137,7 +143,7 @@ class Reference:
         return self.model.multimodal(text_tokens, self.masks[text], self.video_tokens[video])[0]
 
     def vtm(self):
-        pairs = [(i, i, 1) for i in range(SIZE)]
+        pairs = [(i, i, 1) for i in self.valid]
         for i, video, text in self.negatives():
             pairs += [(video, i, 0), (i, text, 0)]
         losses = [-self.model.vtm_head(self.fuse(v, t)[0]).log_softmax(0)[match] for v, t, match in pairs]
@@ -145,7 +151,7 @@ class Reference:
 
     def mlm(self):
         losses = []
-        for i in range(SIZE):
+        for i in self.valid:
             scores = self.model.mlm_head(self.fuse(i, i, self.masked_tokens)[None, :LENGTH])[0].log_softmax(1)
             for position, label in enumerate(self.batch.mlm_labels_BL[i].tolist()):
                 if label != -100:
@@ -154,7 +160,7 @@ class Reference:
 
     def pem(self, labels):
         losses = []
-        for i in range(SIZE):
+        for i in self.valid:
             if labels.keep_B[i]:
                 patches = self.fuse(i, i)[LENGTH + 1 :].view(GRID, GRID, -1)
                 top, left, height, width = self.batch.boxes_B4[i].tolist()
@@ -163,13 +169,39 @@ class Reference:
         return sum(losses) / len(losses)
 
 
+def with_invalid(batch, rows):
+    """The batch with some samples marked as not valid; their pixels, words and labels stay, for the losses to see."""
+    valid_B = torch.ones(len(batch), dtype=torch.bool)
+    valid_B[rows] = False
+    return replace(batch, valid_B=valid_B)
+
+
+def without_invalid(batch, labels):
+    """The valid samples alone, as if there had been no others; all lanes that are left keep equally many."""
+    valid_LN = batch.valid_B.view(batch.num_lanes, -1)
+    rows = batch.valid_B.nonzero().flatten()
+    size = len(batch) // batch.num_lanes
+    noise = torch.stack([batch.noise_B2N[row][:, valid_LN[row // size]] for row in rows])
+    tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    less = replace(
+        batch,
+        num_lanes=int(valid_LN.any(dim=1).sum()),
+        keys=tuple(batch.keys[row] for row in rows),
+        captions=tuple(batch.captions[row] for row in rows),
+        answers=tuple(batch.answers[row] for row in rows),
+        **tensors | {"noise_B2N": noise},
+    )
+    return less, SoftLabels(labels.labels_BM[rows], labels.keep_B[rows])
+
+
 def gradients_of(total, model):
     found = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
     return {name: g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
 
 
-def test_values_and_gradients_equal_the_slow_reference():
-    model, batch, labels = make_model(), make_batch(), make_labels()
+@pytest.mark.parametrize("invalid", [[], [1], [0, 4], [1, 2, 5]], ids=str)
+def test_values_and_gradients_equal_the_slow_reference(invalid):
+    model, batch, labels = make_model(), with_invalid(make_batch(), invalid), make_labels()
     config = ObjectiveConfig(vtc=0.5, vtm=2.0, mlm=1.5, pem=PemConfig(weight=3.0))
     terms = run_objective(model, config, batch, labels)
     slow = Reference(model, batch)
@@ -247,22 +279,89 @@ def test_counts_are_masked_tokens_pairs_with_a_negative_and_kept_samples():
     assert count_local(batch, None).tolist()[2] == 0
 
 
+@pytest.fixture
+def double_model(monkeypatch):
+    """In float64, pixels too: what is left out must leave no trace, and rounding must not hide one."""
+    monkeypatch.setattr(objective_module, "normalise", lambda frames: normalise(frames).double())
+    return make_model().double()
+
+
+def in_micro_batches(model, batch, labels, count):
+    """(values, gradients) as the trainer adds them up over micro-batches."""
+    counts = GlobalCounts(*count_local(batch, labels))
+    objective = PretrainObjective(model, ObjectiveConfig())
+    with torch.no_grad():
+        video_GE, text_GE = objective(batch, None, 1)
+    terms, size = [], len(batch) // count
+    for index, micro in enumerate(batch.micro_batches(count)):
+        rows = slice(index * size, (index + 1) * size)
+        ignore = same_pairs(batch.video_id_B, batch.text_id_B)
+        known = GlobalFeatures(video_GE, text_GE, ignore, batch.valid_B, rows.start)
+        own = SoftLabels(labels.labels_BM[rows], labels.keep_B[rows])
+        terms.append(objective(micro, lambda video, text, known=known: known, count, counts, own))
+    values = {name: sum(part.values[name] for part in terms) for name in terms[0].values}
+    return values, gradients_of(sum(part.total for part in terms) / count, model)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("invalid", [[1, 4], [0, 3], [3, 4, 5]], ids=["only negatives", "doubles", "a whole lane"])
+def test_an_invalid_sample_changes_neither_a_loss_nor_a_gradient(double_model, invalid, count):
+    batch, labels = with_invalid(make_batch(), invalid), make_labels()
+    less, less_labels = without_invalid(batch, labels)
+    assert len(less) == SIZE - len(invalid)
+    assert count_local(batch, labels).tolist() == count_local(less, less_labels).tolist()
+    expected = run_objective(double_model, ObjectiveConfig(), less, less_labels)
+    values, gradients = in_micro_batches(double_model, batch, labels, count)
+    for name, value in expected.values.items():
+        assert value > 0
+        torch.testing.assert_close(values[name], value, rtol=1e-12, atol=1e-12, msg=name)
+    for name, gradient in gradients_of(expected.total, double_model).items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_an_invalid_sample_changes_nothing_in_stage_one_either(double_model):
+    batch = with_invalid(make_batch(), [0, 3])
+    less, _ = without_invalid(batch, make_labels())
+    found, expected = (DualObjective(double_model.dual)(one, alone(one), 1) for one in (batch, less))
+    torch.testing.assert_close(found.values["vtc"], expected.values["vtc"], rtol=1e-12, atol=1e-12)
+    expected_gradients = gradients_of(expected.total, double_model.dual)
+    for name, gradient in gradients_of(found.total, double_model.dual).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("content", ["as usual", "black and empty"])
+def test_a_batch_without_a_valid_sample_is_0_with_gradients_of_0(content, count):
+    model, batch, labels = make_model(), with_invalid(make_batch(), range(SIZE)), make_labels()
+    if content == "black and empty":
+        nothing = {"frames_BTHWC": torch.zeros_like(batch.frames_BTHWC), "mask_BL": torch.zeros_like(batch.mask_BL)}
+        batch = replace(batch, **nothing)
+    assert count_local(batch, labels).tolist() == [0, 0, 0]
+    values, gradients = in_micro_batches(model, batch, labels, count)
+    assert {name: value.item() for name, value in values.items()} == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0)
+    assert all(gradient.eq(0).all() for gradient in gradients.values())
+
+
+def test_a_black_and_empty_sample_beside_others_leaves_finite_gradients():
+    model, batch, labels = make_model(), with_invalid(make_batch(), [2]), make_labels()
+    for part in (batch.frames_BTHWC, batch.mask_BL, batch.ids_BL, batch.mlm_ids_BL):
+        part[2] = 0
+    terms = run_objective(model, ObjectiveConfig(), batch, labels)
+    assert all(gradient.isfinite().all() for gradient in gradients_of(terms.total, model).values())
+
+
+def test_an_invalid_sample_is_nobodys_negative_and_has_none():
+    allowed_LNN = allowed_negatives(with_invalid(make_batch(), [1, 4]))
+    assert not allowed_LNN[0].any()
+    assert allowed_LNN[1].nonzero().tolist() == [[0, 2], [2, 0]]
+
+
 def test_shares_of_micro_batches_add_up_to_the_whole():
     model, batch, labels = make_model(), make_batch(), make_labels()
     whole = run_objective(model, ObjectiveConfig(), batch, labels)
-    counts = GlobalCounts(*count_local(batch, labels))
-    objective = PretrainObjective(model, ObjectiveConfig())
-    video_GE, text_GE = objective(batch, None, 1)
-    ignore = same_pairs(batch.video_id_B, batch.text_id_B)
-    parts = []
-    for index, micro in enumerate(batch.micro_batches(2)):
-        rows = slice(3 * index, 3 * index + 3)
-        known = GlobalFeatures(video_GE.detach(), text_GE.detach(), ignore, 3 * index)
-        own = SoftLabels(labels.labels_BM[rows], labels.keep_B[rows])
-        parts.append(objective(micro, lambda video, text, known=known: known, 2, counts, own))
+    values, summed = in_micro_batches(model, batch, labels, 2)
     for name, value in whole.values.items():
-        torch.testing.assert_close(sum(part.values[name] for part in parts), value, rtol=1e-5, atol=1e-6)
-    summed = gradients_of(sum(part.total for part in parts) / 2, model)
+        torch.testing.assert_close(values[name], value, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients_of(whole.total, model).items():
         torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
@@ -371,7 +470,9 @@ def _no_compiled_functions():
 )
 def test_compiled_parts_give_the_same_losses_and_gradients(monkeypatch, backend, checkpointing):
     model, labels = make_model(), make_labels()
-    batches = [make_batch(), make_image_batch()] if backend == "aot_eager" else [make_batch()]
+    batches = [make_batch(), with_invalid(make_batch(), [0, 4])]
+    if backend == "aot_eager":
+        batches.append(make_image_batch())
     expected = [run_objective(model, ObjectiveConfig(), batch, labels) for batch in batches]
     expected_gradients = [gradients_of(terms.total, model) for terms in expected]
     set_checkpointing(model, checkpointing)

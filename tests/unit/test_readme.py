@@ -1,6 +1,10 @@
 import re
 from pathlib import Path
 
+import pytest
+import yaml
+
+from alpro_stream.stream.config import StreamConfig
 from benchmarks import readme
 
 
@@ -19,3 +23,36 @@ def test_the_tree_in_the_readme_names_every_folder():
     for folder in [*Path("alpro_stream").iterdir(), Path("sharding/alpro_sharding"), Path("launch/alpro_launch")]:
         if folder.is_dir() and folder.name != "__pycache__":
             assert f"{folder.name}/" in text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Did my run continue from exactly where it stopped?",
+        "Why is the GPU waiting?",
+        "Which videos were dropped, and why?",
+    ],
+)
+def test_the_questions_of_new_users_are_answered_by_name(question):
+    for document in ("README.md", "docs/streaming.md"):
+        assert question in Path(document).read_text(encoding="utf-8")
+
+
+def test_the_defaults_of_the_stream_are_those_in_its_tables():
+    text = Path("docs/streaming.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `stream\.([\w.]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    settings = StreamConfig(sources=[{"path": "x"}], text={"tokenizer": "x"})
+    assert len(rows) > 20
+    for name, default in rows:
+        value = settings
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert value == yaml.safe_load(default), name
+
+
+def test_every_link_to_a_part_of_a_document_leads_there():
+    for document in (Path("README.md"), *Path("docs").glob("*.md")):
+        for target, part in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+            text = (document.parent / target if target else document).read_text(encoding="utf-8")
+            titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+            assert part in [title.replace(" ", "-") for title in titles], f"{document} links to {target}#{part}"

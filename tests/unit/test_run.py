@@ -12,7 +12,6 @@ from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards.entities import save_entities
 from alpro_stream.shards.storage import file_digest
-from alpro_stream.stream.sources import open_sources
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.train import restore
 from alpro_stream.train.checkpoint import complete_checkpoints, read_state
@@ -75,16 +74,15 @@ def test_a_prompter_that_is_not_there_is_refused(corpus, tmp_path):
 
 
 def test_entities_come_from_the_sources_or_from_a_file(corpus, prompter, tmp_path):
-    sources = open_sources(run_of(corpus, tmp_path, {}).stream.sources)
     run = run_of(corpus, tmp_path, pretrain(prompter, **{"prompter.num_entities": 3}))
     # The same file for both kinds counts once; equally frequent words come in the order of the alphabet.
-    assert run_entities(run.prompter, sources) == ["bird", "boat", "car"]
+    assert run_entities(run.prompter, run.stream) == ["bird", "boat", "car"]
     save_entities(tmp_path / "mine.json", [("cup", 9), ("zebra", 2)])
     own = run_of(corpus, tmp_path, pretrain(prompter, **{"prompter.entities": str(tmp_path / "mine.json")}))
-    assert run_entities(own.prompter, sources) == ["cup", "zebra"]
+    assert run_entities(own.prompter, own.stream) == ["cup", "zebra"]
     save_entities(tmp_path / "mine.json", [("cup", 9)])
     with pytest.raises(ConfigError, match="needs at least 2 entities, found 1 in"):
-        run_entities(own.prompter, sources)
+        run_entities(own.prompter, own.stream)
 
 
 def test_the_prompt_bank_is_built_once(prompter, tmp_path, monkeypatch):
@@ -100,16 +98,13 @@ def test_the_prompt_bank_is_built_once(prompter, tmp_path, monkeypatch):
 def test_a_checkpoint_serves_by_itself(corpus, prompter, tmp_path):
     finished = train(run_of(corpus, tmp_path, pretrain(prompter, **{"train.max_steps": 1})))
     trained = load_trained(finished.checkpoint, CPU)
-    entities = run_entities(run_of(corpus, tmp_path, pretrain(prompter)).prompter, _sources(corpus))
+    run = run_of(corpus, tmp_path, pretrain(prompter))
+    entities = run_entities(run.prompter, run.stream)
     assert trained.description.entities == tuple(entities)
     assert not trained.model.training
     state = read_state(finished.checkpoint)
     assert state["fingerprint"]["prompter"] == file_digest(prompter / WEIGHTS_FILE)
     assert state["weights_sha256"] == trained.weights_sha256 == file_digest(finished.checkpoint / WEIGHTS_FILE)
-
-
-def _sources(corpus):
-    return open_sources(run_of(corpus, corpus / "unused", {}).stream.sources)
 
 
 def test_bf16_trains_float32_weights_to_about_the_same_losses(corpus, prompter, tmp_path):
@@ -158,7 +153,7 @@ def test_lines_of_metrics_follow_log_every_and_the_last_step(corpus, tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 5]
 
 
-@pytest.mark.parametrize("task", ["prompter", "pretrain"])
+@pytest.mark.parametrize("task", [pytest.param("prompter", marks=pytest.mark.slow), "pretrain"])
 def test_checkpointing_and_compiling_change_no_loss(corpus, prompter, tmp_path, monkeypatch, task):
     changes = pretrain(prompter, **{"losses.pem.threshold": 0.0}) if task == "pretrain" else {}
     # Compiled dropout draws other numbers.

@@ -80,6 +80,8 @@ def test_tars_are_read_by_their_indexes_and_what_cannot_be_used_is_left_out(fold
     index = shards.index("00000")
     assert [index.key(slot) for slot in range(len(index))] == ["a", "c"]
     assert shards.read("00000", 1, index.members(1)[:2]) == [VIDEO + b"c", b"two dogs"]
+    assert [shards.metadata("00000", slot).captions for slot in (0, 1)] == [("a dog runs",), ("two dogs",)]
+    assert [shards.media_members("00000", slot)[0].name for slot in (0, 1)] == ["a.mp4", "c.mp4"]
     assert load_entities(folder / "entities.json") == [("dog", 2), ("cat", 1)]
     assert [shard.num_captions for shard in load_dataset_info(folder).shards] == [2, 1]
     assert {tar.name: tar.read_bytes() for tar in folder.glob("*.tar")} == before
@@ -121,6 +123,29 @@ def test_options_that_decide_the_result_make_tars_be_indexed_anew(folder, monkey
     assert load_dataset_info(folder).split == changes.get("reading", {}).get("split", "train")
 
 
+def test_captions_of_other_columns_are_those_that_are_read_later(folder):
+    digests = set()
+    for columns in ({}, {"captions": "alt"}, {"captions": ["captions", "alt"]}, {"question": "alt", "answer": "alt"}):
+        summary = index(folder, reading={"columns": columns})
+        shards = ShardReader(folder)
+        for shard in shards.info.shards:
+            totals = shards.counts(shard.name).sum(0).tolist()
+            assert totals == [shard.num_captions, shard.num_questions]
+        assert shards.info == summary.splits["train"]
+        digests.add(shards.info.digest)
+    assert len(digests) == 4
+    index(folder, reading={"columns": {"captions": "alt"}})
+    (folder / "00000.idx").unlink()
+    assert ShardReader(folder).metadata("00000", 0).captions == ("a red kite",)
+
+
+def test_members_of_a_sample_that_lie_apart_are_refused(folder):
+    members = sample("e")
+    write_tar(folder / "00001.tar", {"e.mp4": members.pop("e.mp4"), **sample("f"), **members})
+    with pytest.raises(ShardError, match=r"00001\.tar: members of a sample must follow each other, .* 'e' lie apart"):
+        index(folder)
+
+
 def test_words_of_a_file_that_were_changed_are_counted_anew(folder):
     words = folder.parent / "words.txt"
     for word, count in (("dog", 2), ("cat", 1)):
@@ -157,7 +182,7 @@ def test_a_damaged_tar_is_named_with_what_to_do(folder, damage):
         cut = {"inside of a member": last.offset_data + 1, "between two members": last.offset, "no end": end}
         del data[cut[damage] :]
     tar.write_bytes(data)
-    with pytest.raises(ShardError, match=r"00001\.tar is cut off or damaged .*; fetch or write it again"):
+    with pytest.raises(ShardError, match=r"00001\.tar is cut off .*; fetch or write it again"):
         index(folder)
     assert not (folder / "dataset.json").exists()
 

@@ -13,7 +13,8 @@ from PIL import Image
 from shard_files import make_sample, write_shard
 
 from alpro_stream.errors import ShardError
-from alpro_stream.shards import Sample, ShardIndex, ShardWriter, index_tar, write_index
+from alpro_stream.shards import Member, Sample, ShardIndex, ShardWriter, index_tar, write_index
+from alpro_stream.shards.index import format_index
 
 SAMPLES = [make_sample("a", 3), make_sample("b", 1), make_sample("c", 12)]
 
@@ -105,6 +106,69 @@ def test_a_foreign_tar_is_grouped_by_key(tmp_path):
     assert [[member.extension for member in group] for group in groups] == [["jpg", "txt"], ["jpg", "cls.txt"]]
     with pytest.raises(ShardError, match="cannot be read as a tar"):
         index_tar(tmp_path / "none.tar")
+
+
+def test_a_tar_that_is_not_whole_has_no_index(tmp_path):
+    write_shard(tmp_path, samples=SAMPLES)
+    path = tmp_path / "video-000000.tar"
+    data = path.read_bytes()
+    members = [member for sample in index_tar(path) for member in sample]
+    last = members[-1]
+    end = last.offset + -(-last.size // 512) * 512
+    for size in (
+        0,
+        1,
+        511,
+        512,
+        members[4].offset,
+        members[4].offset + 1,
+        last.offset - 512,
+        last.offset - 1,
+        end - 1,
+        end,
+    ):
+        path.write_bytes(data[:size])
+        with pytest.raises(ShardError, match=r"video-000000\.tar is cut off or damaged|is cut off at byte"):
+            index_tar(path)
+    for member in (members[0], members[5], last):
+        for damage in (b"\xff" * 8, bytes(512)):  # a flipped name, and a block that was lost
+            start = member.offset - 512
+            path.write_bytes(data[:start] + damage + data[start + len(damage) :])
+            with pytest.raises(ShardError, match=r"is (cut off or )?damaged"):
+                index_tar(path)
+    path.write_bytes(data + data)  # two tars behind each other, of which readers see the first one
+    with pytest.raises(ShardError, match="files follow what looks like its end"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize("compressed", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_has_no_index(tmp_path, compressed):
+    with tarfile.open(tmp_path / "a.tar", f"w:{compressed}") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(ShardError, match=r"a\.tar is compressed \(\w+\), so that .* unpack it to a plain .tar"):
+        index_tar(tmp_path / "a.tar")
+
+
+def test_indexes_take_little_memory():
+    import tracemalloc
+
+    names = ["json", "txt", *(f"{number:03d}.jpg" for number in range(21))]
+    samples = [
+        [
+            Member(name, slot * 400_000 + i * 15_360, 15_000 + i, f"clip_{slot:06d}.{name}")
+            for i, name in enumerate(names)
+        ]
+        for slot in range(1000)
+    ]
+    data = format_index(samples)
+    tracemalloc.start()
+    try:
+        indexes = [ShardIndex(data, "x") for _ in range(16)]
+        size = tracemalloc.get_traced_memory()[0] / len(indexes)
+    finally:
+        tracemalloc.stop()
+    assert 128 * size < 130e6  # of text they are 126 MB
+    assert [indexes[0].members(slot) for slot in range(1000)] == [tuple(members) for members in samples]
 
 
 def test_webdataset_reads_a_shard(tmp_path):

@@ -1,20 +1,23 @@
 import json
-import os
 import threading
+import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shard_files import make_sample, write_dataset, write_shard
 
-from alpro_stream.errors import ShardError
+from alpro_stream.errors import SampleError, ShardError
 from alpro_stream.shards import (
     DatasetInfo,
+    SampleMetadata,
     ShardIndex,
     ShardReader,
     load_dataset_info,
     load_entities,
     merge_entities,
-    reader,
+    save_dataset_info,
     save_entities,
 )
 
@@ -36,10 +39,9 @@ def test_members_and_metadata_are_read_back(tmp_path):
     assert shards.read(SHARD, 2, members[:1]) == [sample.frames[0]]
 
 
-def test_few_shards_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
+def test_few_shards_stay_open(tmp_path):
     write_dataset(tmp_path, **{f"video_00000{i}": [make_sample(f"k{i}")] for i in range(5)})
-    shards = ShardReader(tmp_path)
+    shards = ShardReader(tmp_path, max_open=2)
     before = num_open_files()
     for _ in range(2):
         for info in shards.info.shards:
@@ -49,10 +51,9 @@ def test_few_shards_stay_open(tmp_path, monkeypatch):
     assert num_open_files() == before
 
 
-def test_threads_read_the_same_bytes_while_files_are_closed_under_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+def test_threads_read_the_same_bytes_while_files_are_closed_under_them(tmp_path):
     write_dataset(tmp_path, **{f"video_00000{i}": [make_sample(f"k{i}", 5 + i)] for i in range(3)})
-    shards = ShardReader(tmp_path)
+    shards = ShardReader(tmp_path, max_open=1)
     wrong = []
 
     def read(number):
@@ -70,15 +71,51 @@ def test_threads_read_the_same_bytes_while_files_are_closed_under_them(tmp_path,
     assert wrong == []
 
 
-def test_a_short_tar_names_the_sample(tmp_path):
+def outcome(shards, slot):
+    """What reading all of a sample comes to: what it holds, or why not; nothing else may be raised."""
+    try:
+        metadata = shards.metadata(SHARD, slot)
+        return metadata, tuple(shards.read(SHARD, slot, shards.media_members(SHARD, slot)))
+    except SampleError as error:
+        return error.cause if error.place.startswith(f"{SHARD}:{slot} ") else str(error)
+
+
+def wholes(samples):
+    return [(sample.metadata, sample.frames) for sample in samples]
+
+
+SAMPLES = [make_sample("a", 3), make_sample("b", 1), make_sample("c", 12)]
+
+
+def test_a_tar_that_was_cut_off_gives_what_it_still_has(tmp_path):
     write_dataset(tmp_path)
     tar = tmp_path / f"{SHARD}.tar"
-    os.truncate(tar, tar.stat().st_size // 2)
+    data, good = tar.read_bytes(), wholes(SAMPLES)
+    ends = [ShardReader(tmp_path).index(SHARD).members(slot)[-1] for slot in range(3)]
+    sizes = {0, 1, 511, 512, len(data) - 1, len(data) - 1024}
+    for member in ShardReader(tmp_path).index(SHARD).members(1):
+        sizes |= {member.offset - 512, member.offset - 1, member.offset, member.offset + 1, member.offset + member.size}
+    for size in sorted(sizes):
+        tar.write_bytes(data[:size])
+        shards = ShardReader(tmp_path)
+        whole = [size >= end.offset + end.size for end in ends]
+        assert [outcome(shards, slot) for slot in range(3)] == [
+            good[slot] if whole[slot] else "truncated" for slot in range(3)
+        ], size
+    tar.write_bytes(data[: ends[2].offset + 10])
     shards = ShardReader(tmp_path)
-    with pytest.raises(ShardError, match=r"video-000000:2 c: cannot read .*c\.011\.jpg ends after 0 of"):
+    with pytest.raises(SampleError, match=r"^video-000000:2 c: the tar ends after 10 of \d+ bytes of c\.011\.jpg"):
         shards.read(SHARD, 2, shards.frame_members(SHARD, 2)[-1:])
+
+
+def test_a_tar_that_cannot_be_read_is_no_bad_sample(tmp_path):
+    write_dataset(tmp_path)
+    tar = tmp_path / f"{SHARD}.tar"
     tar.unlink()
     with pytest.raises(ShardError, match=r"video-000000:0 a: cannot read .*No such file"):
+        ShardReader(tmp_path).metadata(SHARD, 0)
+    tar.mkdir()
+    with pytest.raises(ShardError, match=r"video-000000:0 a: cannot read .*Is a directory"):
         ShardReader(tmp_path).metadata(SHARD, 0)
 
 
@@ -86,11 +123,171 @@ def test_damaged_metadata_names_the_sample(tmp_path):
     write_dataset(tmp_path)
     shards = ShardReader(tmp_path)
     member = shards.index(SHARD).members(1)[0]
+    tar = tmp_path / f"{SHARD}.tar"
+    data = tar.read_bytes()
+    for fields in (b"?" * 10, b"[" * member.size, b'{"id": 7 ', b"\xff", bytes(member.size)):
+        tar.write_bytes(data[: member.offset] + fields + data[member.offset + len(fields) :])
+        with pytest.raises(SampleError, match="video-000000:1 b: damaged metadata") as caught:
+            shards.metadata(SHARD, 1)
+        assert caught.value.cause == "metadata"
+        assert shards.metadata(SHARD, 2) == SAMPLES[2].metadata
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"captions": [1]},
+        {"captions": None},
+        {"qa": [{"question": 1, "answer": "x"}]},
+        {"qa": ["x"]},
+        {"kind": "sound"},
+        {"id": 3},
+        {"frame_timestamps_s": ["0"]},
+        {"source": []},
+    ],
+)
+def test_metadata_of_other_types_is_damaged(change):
+    fields = json.loads(SAMPLES[0].metadata.to_json())
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        SampleMetadata.from_json("a", json.dumps({**fields, **change}).encode())
+
+
+def test_no_flipped_bit_of_a_header_gives_the_contents_of_another_member(tmp_path):
+    write_dataset(tmp_path)
+    tar = tmp_path / f"{SHARD}.tar"
+    data, good = bytearray(tar.read_bytes()), wholes(SAMPLES)
+    header = ShardReader(tmp_path).index(SHARD).members(1)[2].offset - 512
+    with tar.open("r+b") as file:
+        for position in range(0, 512, 3):
+            for bit in (0, 7):
+                file.seek(header + position)
+                file.write(bytes([data[header + position] ^ 1 << bit]))
+                file.flush()
+                shards = ShardReader(tmp_path)
+                assert [outcome(shards, slot) for slot in range(3)] == [good[0], "index", good[2]], (position, bit)
+            file.seek(header + position)
+            file.write(data[header + position : header + position + 1])
+
+
+def test_no_flipped_bit_of_the_index_gives_the_contents_of_another_member(tmp_path):
+    write_dataset(tmp_path)
+    path = tmp_path / f"{SHARD}.idx"
+    data, good = path.read_bytes(), wholes(SAMPLES)
+    start, end = [position for position, byte in enumerate(data) if byte == ord("\n")][1:3]  # of the second sample
+    for position in range(start + 1, end):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            if b"\n" in damaged[start + 1 : end]:
+                with pytest.raises(ShardError, match="4 samples where its first line is"):
+                    outcome(ShardReader(tmp_path), 0)
+                continue
+            shards = ShardReader(tmp_path)
+            found = [outcome(shards, slot) for slot in range(3)]
+            assert found[::2] == good[::2], (position, bit)
+            # Nothing reads the caption in its own file.
+            assert found[1] in ("index", "truncated", good[1]), (position, bit, found[1])
+
+
+@pytest.mark.parametrize("place", [f"512 {10**15}", f"512 {10**30}", f"{10**30} 5", "0 5", "-512 5", "512 -5"])
+def test_an_index_with_absurd_numbers_asks_for_no_memory(tmp_path, place):
+    write_dataset(tmp_path)
+    path = tmp_path / f"{SHARD}.idx"
+    header, line, *others = path.read_text().splitlines()
+    path.write_text("\n".join([header, f"json {place} a.json {line.partition('a.json ')[2]}", *others, ""]))
+    shards = ShardReader(tmp_path)
+    assert [outcome(shards, slot) for slot in range(3)] == [
+        "truncated" if place.startswith("1000") else "index",
+        *wholes(SAMPLES)[1:],
+    ]
+
+
+def test_an_index_of_another_tar_gives_nothing(tmp_path):
+    write_dataset(tmp_path / "ours")
+    others = [make_sample("d", 4), make_sample("e", 2), make_sample("f", 9)]
+    write_dataset(tmp_path / "theirs", video_000000=others)
+    (tmp_path / "theirs" / f"{SHARD}.idx").rename(tmp_path / "ours" / f"{SHARD}.idx")
+    shards = ShardReader(tmp_path / "ours")
+    assert [outcome(shards, slot) for slot in range(3)] == ["index"] * 3
+    with pytest.raises(
+        SampleError, match=r"video-000000:0 d: at byte 0 the index has 'd.json' with \d+ bytes?|tar has"
+    ):
+        shards.metadata(SHARD, 0)
+
+
+def test_members_that_changed_places_are_not_taken_for_each_other(tmp_path):
+    write_dataset(tmp_path, video_000000=[make_sample("a", 3), make_sample("b", 3)])
+    path = tmp_path / f"{SHARD}.idx"
+    text = path.read_text()
+    swapped = text.replace(".000.jpg", "?").replace("000.jpg", "!").replace("001.jpg", "000.jpg")
+    swapped = swapped.replace("?", ".001.jpg").replace("!", "001.jpg")
+    assert swapped != text
+    path.write_text(swapped)
+    shards = ShardReader(tmp_path)
+    with pytest.raises(SampleError, match=r"the index has 'a.001.jpg', and the tar has 'a.000.jpg'"):
+        shards.read(SHARD, 0, shards.frame_members(SHARD, 0))
+
+
+@pytest.mark.parametrize("contents", [None, b"", b"v1.2 3\njson 512", b"v1.1 0\n"])
+def test_an_index_that_cannot_be_read_is_made_from_the_tar(tmp_path, caplog, contents):
+    write_dataset(tmp_path, video_000000=SAMPLES, video_000001=[make_sample("d")])
+    for name in (SHARD, "video-000001"):
+        (tmp_path / f"{name}.idx").unlink()
+        if contents is not None:
+            (tmp_path / f"{name}.idx").write_bytes(contents)
+    before = sorted(tmp_path.iterdir())
+    shards = ShardReader(tmp_path)
+    assert [outcome(shards, slot) for slot in range(3)] == wholes(SAMPLES)
+    assert shards.metadata("video-000001", 0).key == "d"
+    assert sorted(tmp_path.iterdir()) == before
+    assert [record.message.count(f"{SHARD}.idx") for record in caplog.records] == [1]
+    assert "made from the tar" in caplog.text
+
+
+def test_a_tar_that_was_cut_off_and_has_no_index_gives_what_it_still_has(tmp_path):
+    write_dataset(tmp_path)
+    tar, index = (tmp_path / f"{SHARD}.{suffix}" for suffix in ("tar", "idx"))
+    data, last = tar.read_bytes(), ShardReader(tmp_path).index(SHARD).members(2)[5]
+    index.unlink()
+    for size in (last.offset - 512, last.offset - 100, last.offset, last.offset + 10):
+        tar.write_bytes(data[:size])
+        shards = ShardReader(tmp_path)
+        assert [outcome(shards, slot) for slot in range(3)] == [*wholes(SAMPLES)[:2], "truncated"]
+        assert shards.index(SHARD).keys() == ["a", "b", ""]
+        assert shards.counts(SHARD).tolist() == [[2, 1]] * 3
+    tar.write_bytes(data[: last.offset - 512] + b"?" * 100 + data[last.offset - 412 :])
+    with pytest.raises(ShardError, match=r"video-000000\.tar is cut off or damaged at byte"):
+        ShardReader(tmp_path).index(SHARD)
+
+
+def test_counts_add_up_to_the_description_whatever_is_damaged(tmp_path):
+    captions = [("a",), ("b", "c", "d"), ("e", "f"), ("g",), ("h", "i")]
+    samples = [make_sample(f"k{i}", captions=texts) for i, texts in enumerate(captions)]
+    write_dataset(tmp_path, video_000000=samples)
+    shards = ShardReader(tmp_path)
+    counts = shards.counts(SHARD)
+    assert counts.tolist() == [[len(texts), 1] for texts in captions]
+    assert counts.dtype == np.int64
+    assert shards.counts(SHARD) is counts
     with (tmp_path / f"{SHARD}.tar").open("r+b") as file:
-        file.seek(member.offset)
-        file.write(b"?" * 10)
-    with pytest.raises(ShardError, match="video-000000:1 b: damaged metadata"):
-        shards.metadata(SHARD, 1)
+        for slot in (1, 3):
+            file.seek(shards.index(SHARD).members(slot)[0].offset)
+            file.write(b"?")
+    assert ShardReader(tmp_path).counts(SHARD).tolist() == [[1, 1], [4, 2], [2, 1], [0, 0], [2, 1]]
+
+
+def test_counts_that_the_description_does_not_have_are_refused(tmp_path):
+    info = write_dataset(tmp_path)
+    for change in ({"num_captions": 7}, {"num_captions": 5}, {"num_questions": 0}):
+        other = DatasetInfo.of_shards("x", {}, [info.shards[0].model_copy(update=change)])
+        with pytest.raises(ShardError, match=r"holds 6 captions and 3 questions, but its dataset.json says"):
+            ShardReader(tmp_path, other).counts(SHARD)
+
+
+def test_an_address_needs_a_cache():
+    with pytest.raises(ShardError, match=r"^s3://bucket/train is an address, .*files=CachedFiles"):
+        ShardReader("s3://bucket/train")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +297,8 @@ def test_damaged_metadata_names_the_sample(tmp_path):
         ("", "expected 'v1.2"),
         ("v1.2 3\njson 512 1 a.json\n", "1 samples where its first line"),
         ("v1.2 x\njson 512 1 a.json\n", "damaged"),
+        ("v1.2 2\njson 512 1 a.json\njson 1536 1 b.js", "1 samples where its first line"),
+        ("v1.2 1\njson 512 1 a.json\njson 1536 1 b.js", "cut off or damaged"),
     ],
 )
 def test_a_damaged_index_is_refused(tmp_path, content, message):
@@ -114,6 +313,7 @@ def test_a_damaged_line_is_refused_when_it_is_used(tmp_path):
     path.write_text("v1.2 2\njson 512 1 a.json\njson 512 1\n")
     index = ShardIndex.load(path)
     assert index.key(0) == "a"
+    assert index.keys() == ["a", ""]
     with pytest.raises(ShardError, match="slot 1 is damaged"):
         index.members(1)
     with pytest.raises(ShardError, match="no slot 2; it has 2 samples"):
@@ -123,12 +323,12 @@ def test_a_damaged_line_is_refused_when_it_is_used(tmp_path):
 def test_index_and_description_must_agree(tmp_path):
     write_dataset(tmp_path)
     write_shard(tmp_path, samples=[make_sample("z")])
-    with pytest.raises(ShardError, match=r"1 samples, but dataset.json says 3"):
+    with pytest.raises(ShardError, match=r"has 1 samples, but dataset.json says 3"):
         ShardReader(tmp_path).index(SHARD)
     with pytest.raises(ShardError, match="no shard 'video-000009'"):
         ShardReader(tmp_path).index("video-000009")
     (tmp_path / f"{SHARD}.idx").unlink()
-    with pytest.raises(ShardError, match="cannot read the index"):
+    with pytest.raises(ShardError, match=r"has 1 samples, but dataset.json says 3"):
         ShardReader(tmp_path).index(SHARD)
 
 
@@ -177,6 +377,21 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, change, message):
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ShardError, match="cannot be read as a data set description"):
         load_dataset_info(tmp_path)
+
+
+def test_ten_thousand_shards_are_opened_at_once(tmp_path):
+    shard = write_shard(tmp_path)
+    shards = [shard.model_copy(update={"name": f"video-{number:06d}"}) for number in range(10_000)]
+    save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {}, shards))
+    tracemalloc.start()
+    try:
+        began = time.process_time()
+        info = load_dataset_info(tmp_path)
+        assert time.process_time() - began < 3  # a quarter of a second without the tracing
+        assert len(ShardReader(tmp_path, info).info.shards) == 10_000
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_totals_are_sums(tmp_path):

@@ -28,6 +28,9 @@ def batch():
         video_id_B=row_B,
         text_id_B=row_B,
         noise_B2N=row_B.float().view(8, 1, 1).expand(8, 2, 2).clone(),
+        valid_B=row_B % 3 != 1,
+        answers=tuple(f"answer {row}" for row in range(8)),
+        num_quarantined=3,
     )
 
 
@@ -40,11 +43,20 @@ def test_micro_batches_cut_between_lanes(batch, count):
         assert (part.num_lanes, len(part)) == (4 // count, 8 // count)
         assert part.keys == tuple(f"k{row}" for row in rows)
         assert part.captions == tuple(f"caption {row}" for row in rows)
+        assert part.answers == tuple(f"answer {row}" for row in rows)
+        assert part.valid_B.tolist() == [row % 3 != 1 for row in rows]
         assert (part.step, part.source, part.kind) == (3, "video", "video")
         for field in fields(part):
             value = getattr(part, field.name)
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.dtype != torch.bool:
                 assert value.reshape(len(rows), -1)[:, 0].tolist() == rows
+    assert sum(part.num_quarantined for part in parts) == 3
+
+
+def test_bytes_are_those_of_all_tensors(batch):
+    pixels, tokens, box, identities, noise, valid = 2 * 4 * 4 * 3, 4 * 3 * 8, 4 * 8, 2 * 8, 2 * 2 * 4, 1
+    assert batch.num_bytes == 8 * (pixels + tokens + box + identities + noise + valid)
+    assert sum(part.num_bytes for part in batch.micro_batches(4)) == batch.num_bytes
 
 
 @pytest.mark.parametrize("count", [3, 8])
@@ -80,6 +92,9 @@ def test_to_moves_every_tensor_and_keeps_the_rest(batch):
         ("frames_BTHWC", torch.zeros(8, 4, 4, 3, dtype=torch.uint8)),
         ("frames_BTHWC", torch.zeros(8, 2, 4, 4, 3)),
         ("captions", ("one caption",)),
+        ("answers", ("one answer",)),
+        ("valid_B", torch.ones(7, dtype=torch.bool)),
+        ("valid_B", torch.ones(8)),
     ],
 )
 def test_parts_that_do_not_fit_are_named(batch, name, value):

@@ -1,25 +1,31 @@
+"""Batches in order from threads that are bounded, can be ended at any time, and leave nothing behind."""
+
+import multiprocessing
 import os
 import shutil
+import signal
 import threading
+import time
+from dataclasses import replace
 
+import psutil
 import pytest
 import torch
-from stream_parts import (
-    NUM_FRAMES,
-    assert_batches_equal,
-    loader_threads,
-    open_loader,
-    open_maker,
-    read_all,
-    stream_config,
-)
+from stream_parts import NUM_FRAMES, assert_batches_equal, loader_threads, open_maker, stream_config
 
-from alpro_stream.errors import DataError, PlanError, ShardError
+from alpro_stream.errors import PlanError, ShardError
 from alpro_stream.shards import reader
 from alpro_stream.shards.index import ShardIndex
+from alpro_stream.stream.decode import DecodeConfig
 from alpro_stream.stream.frames import choose_frames
+from alpro_stream.stream.gauges import Gauges
+from alpro_stream.stream.loader import Loader
+from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.quarantine import QuarantineError
 from alpro_stream.stream.seeds import Draws
 from alpro_stream.testing.shards import write_dataset, write_tokenizer
+
+LANES = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +39,49 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(root):
-    return open_maker(stream_config(root))
+    """One maker for all tests: its decoder knows the kinds of frames, and starts no process for them any more."""
+    maker, plan = open_maker(stream_config(root))
+    yield maker, plan
+    maker.close()
 
 
 @pytest.fixture(scope="module")
 def seven_steps(parts):
     """More than two passes, made one after the other without a loader."""
     maker, plan = parts
-    return [maker.make(plan, step, range(4)) for step in range(7)]
+    return [maker.make(plan, step, LANES) for step in range(7)]
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left_behind():
+def _no_thread_is_left_behind(seven_steps):
     yield
     assert loader_threads() == []
+
+
+def decoding(maker, **decode):
+    """The same maker with other settings of the queues."""
+    changed = DecodeConfig.model_validate({"num_threads": 1, **decode})
+    return replace(maker, config=maker.config.model_copy(update={"decode": changed}), gauges=Gauges())
+
+
+def open_loader(maker, plan, steps, rank=0, world_size=1, skip_steps=()):
+    return Loader(
+        maker,
+        plan,
+        rank=rank,
+        world_size=world_size,
+        first_step=steps.start,
+        last_step=steps.stop,
+        skip_steps=skip_steps,
+    )
+
+
+def read_all(maker, plan, steps, *place, **options):
+    loader = open_loader(maker, plan, steps, *place, **options)
+    try:
+        return list(loader)
+    finally:
+        loader.close()
 
 
 def test_steps_of_videos_and_steps_of_images(parts, seven_steps):
@@ -60,59 +95,99 @@ def test_steps_of_videos_and_steps_of_images(parts, seven_steps):
     assert len({key for batch in videos[:2] for key in batch.keys}) == 16
 
 
-@pytest.mark.parametrize("prefetch", [1, 3])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_same_global_batches_for_any_ranks_and_prefetch(root, seven_steps, world_size, prefetch):
-    config = stream_config(root, decode={"num_threads": 1, "prefetch": prefetch})
-    ranks = [read_all(*open_maker(config), range(7), rank, world_size) for rank in range(world_size)]
+@pytest.mark.parametrize("decode", [{"num_threads": 0}, {"prefetch": 1}, {"prefetch": 3}, {"queue_mb": 1}])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_same_global_batches_for_any_ranks_threads_and_queues(parts, seven_steps, world_size, decode):
+    maker, plan = parts
+    ranks = [read_all(decoding(maker, **decode), plan, range(7), rank, world_size) for rank in range(world_size)]
     assert [len(batches) for batches in ranks] == [7] * world_size
     for step, whole in enumerate(seven_steps):
         for rank, part in enumerate(whole.micro_batches(world_size)):
             assert_batches_equal(ranks[rank][step], part)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7])
-def test_a_resumed_stream_goes_on_as_if_nothing_had_been(root, seven_steps, step):
-    """Steps 2 and 5 end passes; what the first loader prepared ahead is dropped and made again."""
-    maker, plan = open_maker(stream_config(root))
-    loader = open_loader(maker, plan, range(7))
-    taken = [batch for _, batch in zip(range(step), loader, strict=False)]
-    loader.close()
-    taken += read_all(*open_maker(stream_config(root)), range(step, 7))
+@pytest.mark.parametrize(
+    "stops",
+    [
+        (1,),
+        (2,),  # passes of the videos end after steps 2 and 5, of the images after 1, 4 and 7
+        (3,),
+        (7,),
+        (0, 0, 3, 3),  # straight after a restore
+        (1, 4, 6),
+        (1, 2, 3, 4, 5, 6, 7),
+    ],
+)
+@pytest.mark.parametrize("num_threads", [0, 1, 4])
+def test_a_resumed_stream_goes_on_as_if_nothing_had_been(parts, seven_steps, stops, num_threads):
+    """What each loader prepared ahead is dropped and made again by the next."""
+    maker, plan = parts
+    taken = []
+    for first, stop in zip((0, *stops), (*stops, 7), strict=True):
+        loader = open_loader(decoding(maker, num_threads=num_threads), plan, range(first, 7))
+        assert len(loader) == 7 - first
+        batches = iter(loader)
+        taken += [next(batches) for _ in range(first, stop)]
+        loader.close()
     assert len(taken) == 7
     for found, expected in zip(taken, seven_steps, strict=True):
         assert_batches_equal(found, expected)
 
 
-def test_resumed_with_other_ranks(root, seven_steps):
-    maker, plan = open_maker(stream_config(root))
-    ranks = [read_all(maker, plan, range(3, 7), rank, 4) for rank in range(4)]
-    for step, whole in enumerate(seven_steps[3:]):
-        keys = tuple(key for batches in ranks for key in batches[step].keys)
-        assert keys == whole.keys
-        assert torch.equal(torch.cat([batches[step].frames_BTHWC for batches in ranks]), whole.frames_BTHWC)
+def test_four_ranks_then_two_then_four(parts, seven_steps):
+    maker, plan = parts
+    for world_size, steps in ((4, range(3)), (2, range(3, 5)), (4, range(5, 7))):
+        ranks = [read_all(maker, plan, steps, rank, world_size) for rank in range(world_size)]
+        for index, whole in enumerate(seven_steps[steps.start : steps.stop]):
+            for batches, part in zip(ranks, whole.micro_batches(world_size), strict=True):
+                assert_batches_equal(batches[index], part)
 
 
-def test_ranks_that_do_not_divide_the_lanes_start_no_thread(parts):
-    with pytest.raises(PlanError, match="3 ranks do not divide the 4 lanes"):
-        open_loader(*parts, range(7), world_size=3)
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_ranks_that_do_not_divide_the_lanes_start_no_thread(parts, num_threads):
+    maker, plan = parts
+    with pytest.raises(PlanError, match=r"3 ranks do not divide the 4 lanes .*: 1, 2, 4 "):
+        open_loader(decoding(maker, num_threads=num_threads), plan, range(7), world_size=3)
 
 
-def member_of(directory, shard, slot, frame):
-    return ShardIndex.load(directory / f"{shard}.idx").frame_members(slot)[frame]
+@pytest.mark.parametrize("num_threads", [0, 1])
+@pytest.mark.parametrize(
+    ("skip_steps", "left"),
+    [
+        ((), [0, 1, 2, 3, 4, 5, 6]),
+        (((2, 4),), [0, 1, 4, 5, 6]),
+        (((0, 2),), [2, 3, 4, 5, 6]),
+        (((5, 7),), [0, 1, 2, 3, 4]),
+        (((5, 90),), [0, 1, 2, 3, 4]),
+        (((4, 6), (1, 3), (2, 5)), [0, 6]),
+        (((2, 3), (3, 4)), [0, 1, 4, 5, 6]),
+        (((0, 7),), []),
+    ],
+)
+def test_its_length_is_exact_equal_on_all_ranks_and_counts_down(parts, seven_steps, skip_steps, left, num_threads):
+    maker, plan = parts
+    for rank in range(2):
+        loader = open_loader(decoding(maker, num_threads=num_threads), plan, range(7), rank, 2, skip_steps)
+        assert len(loader) == len(left)
+        for number, batch in enumerate(loader, 1):
+            assert len(loader) == len(left) - number
+            assert_batches_equal(batch, seven_steps[left[number - 1]].micro_batches(2)[rank])
+        assert len(loader) == 0
+        loader.close()
 
 
-def test_only_the_chosen_frames_are_read(root, seven_steps, monkeypatch):
-    config = stream_config(root)
-    maker, plan = open_maker(config)
+def test_only_the_chosen_frames_are_read(root, parts, seven_steps, monkeypatch):
+    maker, plan = parts
+    config = maker.config
     expected = 0
     for key, (shard, slot) in zip(seven_steps[0].keys, plan[0].refs.reshape(-1, 2).tolist(), strict=True):
         index = ShardIndex.load(root / "train" / f"video-{shard:06d}.idx")
         assert index.key(slot) == key
         chosen = choose_frames(9, NUM_FRAMES, "headtail", Draws("frames", config.seed, "video", 0, key))
-        expected += sum(index.frame_members(slot)[frame].size for frame in chosen)
-        metadata = [member.size for member in index.members(slot) if member.extension == "json"]
-        expected += sum(metadata)
+        members = [index.frame_members(slot)[frame] for frame in chosen]
+        members += [member for member in index.members(slot) if member.extension == "json"]
+        # Each with the header before it, which shows that the index fits the tar.
+        expected += sum(512 + member.size for member in members)
     sizes = []
 
     def counted(descriptor, size, offset, pread=os.pread):
@@ -121,20 +196,13 @@ def test_only_the_chosen_frames_are_read(root, seven_steps, monkeypatch):
         return data
 
     monkeypatch.setattr(reader.os, "pread", counted)
-    maker.make(plan, 0, range(4))
+    maker.make(plan, 0, LANES)
     assert sum(sizes) == expected
 
 
 @pytest.fixture
 def damaged(root, tmp_path):
-    """A copy of the data set whose video-000001:3 has zeros in the second half of all its frames."""
     shutil.copytree(root, tmp_path / "copy")
-    directory = tmp_path / "copy" / "train"
-    with (directory / "video-000001.tar").open("r+b") as file:
-        for frame in range(9):
-            member = member_of(directory, "video-000001", 3, frame)
-            file.seek(member.offset + member.size // 2)
-            file.write(bytes(member.size - member.size // 2))
     return tmp_path / "copy"
 
 
@@ -142,46 +210,59 @@ def videos_only(root, **changes):
     return stream_config(root, sources=[{"path": root / "train", "kind": "video"}], **changes)
 
 
-def test_a_damaged_frame_is_named_to_the_consumer_after_the_batches_before_it(damaged):
-    maker, plan = open_maker(videos_only(damaged))
-    (bad, *_) = [step for step in range(20) if [1, 3] in plan[step].refs.reshape(-1, 2).tolist()]
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_a_missing_tar_is_an_error_of_the_consumer_after_the_batches_before_it(damaged, num_threads):
+    (damaged / "train" / "video-000002.tar").unlink()
+    maker, plan = open_maker(videos_only(damaged, window_shards=1, decode={"num_threads": num_threads}))
+    bad = next(step for step in range(20) if 2 in plan[step].refs[..., 0])
     loader = open_loader(maker, plan, range(bad + 5))
     taken = []
     try:
-        with pytest.raises(DataError, match=r"^video-000001:3 video-00008: a stored frame cannot be decoded \(\w"):
+        with pytest.raises(ShardError, match=r"^video-000002:0 video-\d+: cannot read"):
             taken.extend(loader)
-        assert len(taken) < bad + 5
-        with pytest.raises(DataError, match=r"^video-000001:3 "):
+        assert [batch.step for batch in taken] == list(range(bad))
+    finally:
+        loader.close()
+        maker.close()
+    assert list(loader) == []
+
+
+def test_too_many_unusable_samples_are_an_error_of_the_consumer(damaged):
+    path = damaged / "train" / "video-000001.tar"
+    os.truncate(path, path.stat().st_size // 3)
+    maker, plan = open_maker(videos_only(damaged, quarantine={"max_rate": 0.001}))
+    loader = open_loader(maker, plan, range(20))
+    try:
+        with pytest.raises(QuarantineError, match=r"cannot be used \(truncated"):
+            list(loader)
+        # It is said to whoever asks, not once.
+        with pytest.raises(QuarantineError, match="cannot be used"):
             next(iter(loader))
     finally:
         loader.close()
-    # The decoder is whole again: other steps come as ever.
-    good = next(step for step in range(bad + 1, bad + 9) if [1, 3] not in plan[step].refs.reshape(-1, 2).tolist())
-    assert len(maker.make(plan, good, range(4)).keys) == 8
-
-
-def test_a_tar_that_was_cut_off_is_an_error_of_the_consumer(damaged):
-    path = damaged / "train" / "video-000001.tar"
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ShardError, match=r"^video-000001:\d+ video-\d+: cannot read"):
-        read_all(*open_maker(videos_only(damaged)), range(20))
+        maker.close()
 
 
 class Observed:
-    """A decoder that says when it was called, and may be held up."""
+    """A clip decoder that says when it was called, may be held up, and may give larger pixels."""
 
-    def __init__(self, decoder):
-        self._decoder = decoder
+    def __init__(self, decoder, enlarged=1):
+        self._decoder, self._enlarged = decoder, enlarged
         self.num_calls = 0
         self.called = threading.Semaphore(0)
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def decode(self, requests):
+    def decode(self, clips):
         self.num_calls += 1
         self.called.release()
         self.go_on.wait(60)
-        return self._decoder.decode(requests)
+        pixels = self._decoder.decode(clips)
+        return [clip.repeat_interleave(self._enlarged, 1).repeat_interleave(self._enlarged, 2) for clip in pixels]
+
+
+def observed(maker, enlarged=1, **decode):
+    return replace(decoding(maker, **decode), decoder=Observed(maker.decoder, enlarged))
 
 
 def wait_for_calls(decoder, count):
@@ -192,13 +273,13 @@ def wait_for_calls(decoder, count):
 def wait_until_full(decoder, count):
     """Waits for so many calls; that no other one follows can only be watched for a while."""
     wait_for_calls(decoder, count)
-    assert not decoder.called.acquire(timeout=0.5)
+    assert not decoder.called.acquire(timeout=0.4)
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_at_most_prefetch_batches_are_made_ahead(root, prefetch):
-    config = stream_config(root, decode={"num_threads": 1, "prefetch": prefetch})
-    maker, plan = open_maker(config, wrap=Observed)
+def test_at_most_prefetch_batches_are_made_ahead(parts, prefetch):
+    maker, plan = parts
+    maker = observed(maker, prefetch=prefetch)
     loader = open_loader(maker, plan, range(8))
     wait_until_full(maker.decoder, prefetch)
     assert len([batch for _, batch in zip(range(2), loader, strict=False)]) == 2
@@ -208,11 +289,81 @@ def test_at_most_prefetch_batches_are_made_ahead(root, prefetch):
     loader.close()
 
 
+@pytest.mark.parametrize(("queue_mb", "num_waiting"), [(1, 1), (3, 2)])
+def test_queues_are_bounded_in_bytes_and_let_one_batch_through(parts, queue_mb, num_waiting):
+    """Batches of 1.2 MB: none fits 1 MiB, two fit 3 MiB."""
+    maker, plan = parts
+    maker = observed(maker, enlarged=4, prefetch=8, queue_mb=queue_mb)
+    steps = [step for step in range(30) if plan.place(step)[0] == 0]
+    skipped = tuple((step, step + 1) for step in range(30) if step not in steps)
+    loader = open_loader(maker, plan, range(30), skip_steps=skipped)
+    wait_until_full(maker.decoder, num_waiting)
+    assert [batch.step for batch in loader] == steps
+    figures = loader.figures()
+    loader.close()
+    # With what is stored of the batches that wait to be decoded, some kilobytes.
+    assert num_waiting * 1.2 < figures["stream/queue_mb"] < max(queue_mb * 1.049, 1.3) + 0.4
+
+
+class HeldReading(BatchMaker):
+    """A maker that stops in the middle of reading."""
+
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(self, plan, step, lanes):
+        self.reading.set()
+        self.go_on.wait(60)
+        return super().read(plan, step, lanes)
+
+
+def test_what_is_read_ahead_is_bounded_too(parts):
+    """The decoder holds one batch, the queue before it as many as were asked for, and the reader makes no other."""
+    maker, plan = parts
+    steps = []
+
+    class Counting(BatchMaker):
+        def read(self, plan, step, lanes):
+            steps.append(step)
+            return super().read(plan, step, lanes)
+
+    maker = observed(maker, prefetch=2)
+    maker.decoder.go_on.clear()
+    loader = open_loader(Counting(**vars(maker)), plan, range(1000))
+    wait_for_calls(maker.decoder, 1)
+    until = time.monotonic() + 60
+    while len(steps) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert steps == [0, 1, 2]
+    maker.decoder.go_on.set()
+    loader.close()
+
+
+def test_without_threads_a_batch_is_made_when_it_is_asked_for(parts):
+    maker, plan = parts
+    maker = observed(maker, num_threads=0)
+    before = threading.active_count()
+    loader = open_loader(maker, plan, range(5))
+    assert maker.decoder.num_calls == 0
+    for number, batch in enumerate(loader, 1):
+        assert batch.step == number - 1
+        assert maker.decoder.num_calls == number
+        assert threading.active_count() == before
+        if number == 3:
+            break
+    loader.close()
+    assert list(loader) == []
+    assert maker.decoder.num_calls == 3
+
+
 @pytest.mark.timeout(60)
-def test_close_while_all_is_prepared_ends_the_thread(root):
-    maker, plan = open_maker(stream_config(root, decode={"num_threads": 1, "prefetch": 2}), wrap=Observed)
+def test_close_while_all_is_prepared_ends_the_threads(parts):
+    maker, plan = parts
+    maker = observed(maker, prefetch=2)
     loader = open_loader(maker, plan, range(1000))
     wait_until_full(maker.decoder, 2)
+    assert sorted(thread.name for thread in loader_threads()) == ["alpro-decoder", "alpro-reader"]
     loader.close()
     assert loader_threads() == []
     assert list(loader) == []
@@ -220,18 +371,60 @@ def test_close_while_all_is_prepared_ends_the_thread(root):
     loader.close()
 
 
+def close_beside(loader):
+    closing = threading.Thread(target=loader.close)
+    closing.start()
+    time.sleep(0.05)
+    return closing
+
+
 @pytest.mark.timeout(60)
-def test_close_while_a_batch_is_being_made(root):
-    maker, plan = open_maker(stream_config(root), wrap=Observed)
+def test_close_while_a_batch_is_being_decoded(parts):
+    maker, plan = parts
+    maker = observed(maker)
     maker.decoder.go_on.clear()
     loader = open_loader(maker, plan, range(1000))
     wait_for_calls(maker.decoder, 1)
-    closing = threading.Thread(target=loader.close)
-    closing.start()
+    closing = close_beside(loader)
     maker.decoder.go_on.set()
     closing.join(60)
     assert loader_threads() == []
     assert list(loader) == []
+    assert maker.decoder.num_calls == 1
+
+
+@pytest.mark.timeout(60)
+def test_close_while_a_batch_is_being_read(parts):
+    maker, plan = parts
+    held = HeldReading(**vars(observed(maker)))
+    loader = open_loader(held, plan, range(1000))
+    assert held.reading.wait(60)
+    closing = close_beside(loader)
+    assert closing.is_alive()
+    held.go_on.set()
+    closing.join(60)
+    assert loader_threads() == []
+    assert list(loader) == []
+    assert held.decoder.num_calls == 0
+
+
+@pytest.mark.timeout(60)
+def test_close_while_the_step_waits_for_a_batch(parts):
+    """Another thread closes the loader: whoever waits for a batch is told that none comes."""
+    maker, plan = parts
+    maker = observed(maker)
+    maker.decoder.go_on.clear()
+    loader = open_loader(maker, plan, range(1000))
+    taken = []
+    step = threading.Thread(target=lambda: taken.extend(loader))
+    step.start()
+    wait_for_calls(maker.decoder, 1)
+    closing = close_beside(loader)
+    step.join(10)
+    assert not step.is_alive()
+    assert taken == []
+    maker.decoder.go_on.set()
+    closing.join(60)
 
 
 @pytest.mark.timeout(60)
@@ -241,3 +434,35 @@ def test_iterating_again_after_the_end_does_not_wait(parts):
     assert list(loader) == []
     loader.close()
     assert read_all(*parts, range(3, 3)) == []
+
+
+def load_and_wait(root, told):
+    maker, plan = open_maker(stream_config(root))
+    loader = open_loader(maker, plan, range(1000))
+    next(iter(loader))
+    told.send([child.pid for child in psutil.Process().children(recursive=True)])
+    signal.pause()
+
+
+def test_a_killed_process_leaves_no_process_behind(root):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["alpro_stream.run"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=load_and_wait, args=(root, theirs))
+    process.start()
+    theirs.close()
+    children = [psutil.Process(pid) for pid in ours.recv()]
+    assert any("isolated_process" in " ".join(child.cmdline()) for child in children)
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_the_tensors_of_a_batch_are_its_own(parts, seven_steps):
+    """A decoder that reused its memory would change batches that wait in the queue."""
+    maker, plan = parts
+    batches = read_all(decoding(maker, prefetch=3), plan, range(7))
+    before = [batch.frames_BTHWC.clone() for batch in batches]
+    read_all(decoding(maker), plan, range(3))
+    assert all(torch.equal(batch.frames_BTHWC, pixels) for batch, pixels in zip(batches, before, strict=True))

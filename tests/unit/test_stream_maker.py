@@ -1,6 +1,5 @@
 import io
 import json
-import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +8,14 @@ import torch
 from PIL import Image
 from stream_parts import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, assert_pixels_equal, open_maker, stream_config
 
-from alpro_stream.errors import DataError
-from alpro_stream.shards.index import index_tar, write_index
-from alpro_stream.shards.layout import DatasetInfo, ShardInfo, save_dataset_info
+from alpro_stream.config import validate
+from alpro_stream.errors import ConfigError
+from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
 from alpro_stream.shards.writer import ShardWriter
+from alpro_stream.stream.config import StreamConfig, fingerprint
 from alpro_stream.stream.frames import choose_frames
-from alpro_stream.stream.maker import fingerprint, negative_noise
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.maker import negative_noise
+from alpro_stream.stream.seeds import Draws, sample_keys
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer
 from alpro_stream.testing.shards import caption_of, picture, sample, write_dataset, write_tokenizer
@@ -70,9 +70,10 @@ def test_masks_are_those_of_the_sample(root):
     maker, plan = open_maker(config)
     batch = maker.make(plan, 0, range(4))
     for row, key in enumerate(batch.keys):
-        masked = maker.tokenizer.mask(batch.ids_BL[row].numpy(), 0.15, Draws("mlm", config.seed, "video", 0, key))
-        assert batch.mlm_ids_BL[row].tolist() == masked.ids_L.tolist()
-        assert batch.mlm_labels_BL[row].tolist() == masked.labels_L.tolist()
+        own = sample_keys([(config.seed, "video", 0, key)], "mlm")
+        masked = maker.tokenizer.mask(batch.ids_BL[row : row + 1].numpy(), own, 0.15)
+        assert batch.mlm_ids_BL[row].tolist() == masked.ids_BL[0].tolist()
+        assert batch.mlm_labels_BL[row].tolist() == masked.labels_BL[0].tolist()
 
 
 def test_a_sample_does_not_depend_on_its_batch(root):
@@ -149,7 +150,8 @@ def test_images_are_clips_of_one_frame(root):
     config = stream_config(root, sources=[{"path": root / "train", "kind": "image"}])
     maker, plan = open_maker(config, wrap=Counted)
     batch = maker.make(plan, 0, range(4))
-    assert calls == [8]
+    # The first is decoded by itself, as its kind of frame is met for the first time.
+    assert calls == [1, 7]
     assert batch.kind == "image"
     assert batch.frames_BTHWC.shape == (8, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
 
@@ -173,25 +175,6 @@ def test_every_caption_is_chosen_and_equal_texts_and_videos_are_known(root, tmp_
             same = np.array(names)[:, None] == np.array(names)[None]
             assert np.array_equal((ids[:, None] == ids[None]).numpy(), same)
     assert sorted(batches[0].video_id_B.tolist()) == sorted(batches[1].video_id_B.tolist())
-
-
-@pytest.mark.parametrize(("captions", "frames", "found"), [([], 1, "1 frames and 0"), (["a"], 0, "0 frames and 1")])
-def test_a_foreign_sample_without_caption_or_frame_is_named(root, tmp_path, captions, frames, found):
-    metadata = {"id": "x", "captions": captions, "qa": [], "kind": "video", "frame_timestamps_s": [], "source": {}}
-    with tarfile.open(tmp_path / "video-000000.tar", "w") as tar:
-        for number in range(8):
-            members = [("json", json.dumps(metadata).encode()), ("000.jpg", picture(0, 0, 32))]
-            for extension, data in members[: 1 + frames]:
-                info = tarfile.TarInfo(f"k{number}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    write_index(tmp_path / "video-000000.idx", index_tar(tmp_path / "video-000000.tar"))
-    counts = dict.fromkeys(("num_captions", "num_questions", "num_bytes"), 0)
-    info = ShardInfo(name="video-000000", kind="video", num_samples=8, sha256="", index_sha256="", **counts)
-    save_dataset_info(tmp_path, DatasetInfo.of_shards("x", {"frames": {"size": 32}}, [info]))
-    maker, plan = open_maker(stream_config(root, sources=[{"path": tmp_path}]))
-    with pytest.raises(DataError, match=rf"^video-000000:\d k\d: {found} captions stored"):
-        maker.make(plan, 0, range(4))
 
 
 def fingerprint_of(root, num_frames=NUM_FRAMES, **changes):
@@ -240,6 +223,51 @@ def test_the_fingerprint_holds_what_is_read_and_in_which_order(root, tmp_path):
     assert fingerprint_of(root, sources=kinds[:1]) != fingerprint_of(root)
     write_dataset(tmp_path / "train", video_shards=[5, 7, 7], image_shards=[9], num_frames=9)
     assert fingerprint_of(root, sources=[{"path": tmp_path / "train"}]) != fingerprint_of(root)
+
+
+def sources_of(root, **changes):
+    return [{"path": root / "train", "kind": "video", **changes}]
+
+
+def test_what_makes_no_difference_to_the_order_is_not_in_the_fingerprint(root, tmp_path):
+    one = fingerprint_of(root, sources=sources_of(root))
+    for mix in ("alternate", "weights"):
+        assert fingerprint_of(root, sources=sources_of(root, weight=3), mix=mix) == one
+    # There are 3 shards of videos, and one of images.
+    assert fingerprint_of(root, window_shards=50) == fingerprint_of(root, window_shards=3)
+    assert fingerprint_of(root, sources=sources_of(root), window_shards=2) == one
+    assert fingerprint_of(root, sources=sources_of(root), window_shards=3) != one
+    _, few = open_maker(stream_config(root, window_shards=3))
+    _, many = open_maker(stream_config(root, window_shards=50))
+    assert all(np.array_equal(few[step].refs, many[step].refs) for step in range(20))
+
+
+@pytest.mark.parametrize("keys", ["", "# nothing\n", "nobody\n", "image-00001\n"])
+def test_a_list_that_excludes_nothing_is_not_in_the_fingerprint(root, tmp_path, keys):
+    path = tmp_path / "exclude.txt"
+    plain = fingerprint_of(root, sources=sources_of(root))
+    path.write_text(f"{keys}video-00003\n")
+    found = fingerprint_of(root, sources=sources_of(root, exclude=path))
+    assert found != plain
+    path.write_text("video-00003\n")
+    assert fingerprint_of(root, sources=sources_of(root, exclude=path)) == found
+    path.write_text(keys)
+    assert fingerprint_of(root, sources=sources_of(root, exclude=path)) == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([5, 10], r"expected a list of ranges of steps; write \[\[5, 10\]\] \(got \[5, 10\]\)"),
+        ([[10, 5]], r"skip_steps: \[10, 5\] is no range of steps"),
+        (["5-10"], "skip_steps"),
+    ],
+)
+def test_steps_to_skip_that_are_none(root, value, message):
+    values = {"sources": [{"path": "x"}], "text": {"tokenizer": "x"}}
+    assert validate(StreamConfig, {**values, "skip_steps": [[5, 10]]}, "run.yaml").skip_steps == ((5, 10),)
+    with pytest.raises(ConfigError, match=message):
+        validate(StreamConfig, {**values, "skip_steps": value}, "run.yaml")
 
 
 def test_crop_only_shows_nothing_but_pems_crop(root):

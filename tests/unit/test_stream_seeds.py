@@ -1,7 +1,21 @@
 import numpy as np
 import pytest
 
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.seeds import Draws, sample_keys, uniform_at
+
+COLLIDING = [
+    ((1,), ("1",)),
+    ((1, 2), (2, 1)),
+    ((1, 23), (12, 3)),
+    (("a", "b"), ("ab",)),
+    (("a,b",), ("a", "b")),
+    (('a", "b',), ("a", "b")),
+    (("a\x1fint:3",), ("a", 3)),
+    ((1,), (1, "")),
+    ((True,), (1,)),
+    ((-1,), (1,)),
+    (("ä",), ("a",)),
+]
 
 
 def test_golden_words():
@@ -21,24 +35,11 @@ def test_shorter_draws_are_the_beginning_of_longer_ones():
     assert np.array_equal(Draws(3).uniform(4, 3), Draws(3).uniform(9, 3)[:4])
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ((1,), ("1",)),
-        ((1, 2), (2, 1)),
-        ((1, 23), (12, 3)),
-        (("a", "b"), ("ab",)),
-        (("a,b",), ("a", "b")),
-        (('a", "b',), ("a", "b")),
-        (("a\x1fint:3",), ("a", 3)),
-        ((1,), (1, "")),
-        ((True,), (1,)),
-        ((-1,), (1,)),
-        (("ä",), ("a",)),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), COLLIDING)
 def test_identities_do_not_collide(one, other):
     assert not np.array_equal(Draws(*one).words(2), Draws(*other).words(2))
+    keys = sample_keys([one, other], "crop")
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("part", [np.int64(1), b"a", np.float32(1)])
@@ -46,6 +47,8 @@ def test_other_types_are_refused(part):
     """They would silently name another stream than the equal Python number."""
     with pytest.raises(TypeError):
         Draws(part)
+    with pytest.raises(TypeError):
+        sample_keys([("a", part)], "crop")
 
 
 def test_uniform_is_uniform():
@@ -83,6 +86,95 @@ def test_permutations_are_permutations_and_uniform():
     assert max(abs(count - 500) for count in counts) < 5 * 21
 
 
+def test_golden_keys_and_numbers():
+    """Committed numbers: if these change, what is hidden for MLM changes in every stored run."""
+    keys = sample_keys([(42, "video", 0, "clip-1"), (42, "video", 0, "clip-2")], "mlm")
+    assert keys.tolist() == GOLDEN_KEYS
+    assert uniform_at(keys, 3).tolist() == GOLDEN_NUMBERS
+
+
+def test_numbers_are_those_of_splitmix64():
+    """The generator's published numbers for the seed 1234567, and for seed 0."""
+    words = [
+        [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
+        [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC, 0x1B39896A51A8749B],
+    ]
+    expected = [[(word >> 11) / 2**53 for word in row] for row in words]
+    assert uniform_at(np.array([1234567, 0], dtype=np.uint64), 5).tolist() == expected
+
+
+def test_a_sample_has_its_numbers_whatever_the_count_and_the_companions():
+    identities = [(7, "video", 0, f"clip-{number}") for number in range(50)]
+    whole = uniform_at(sample_keys(identities, "mlm"), 90)
+    assert whole.shape == (50, 90)
+    assert np.array_equal(uniform_at(sample_keys(identities, "mlm"), 12), whole[:, :12])
+    for number in (0, 17, 49):
+        assert np.array_equal(uniform_at(sample_keys([identities[number]], "mlm"), 90)[0], whole[number])
+    assert uniform_at(sample_keys([], "mlm"), 4).shape == (0, 4)
+
+
+def test_two_purposes_share_no_numbers():
+    identities = [(number,) for number in range(100)]
+    keys = np.concatenate([sample_keys(identities, purpose) for purpose in ("mlm", "crop")])
+    values = uniform_at(keys, 100)
+    assert len(np.unique(keys)) == 200
+    assert len(np.unique(values)) == values.size
+
+
+@pytest.fixture(scope="module")
+def many_numbers():
+    """A thousand numbers of each of a thousand samples whose names differ least."""
+    return uniform_at(sample_keys([(42, "video", 0, f"clip-{number:06d}") for number in range(1000)], "mlm"), 1000)
+
+
+def test_numbers_of_many_keys_are_uniform(many_numbers):
+    assert many_numbers.min() >= 0
+    assert many_numbers.max() < 1
+    for values in (many_numbers, many_numbers[:, 0], many_numbers[:, 1], many_numbers[0], many_numbers[:, ::3]):
+        counts = np.histogram(values, bins=50, range=(0, 1))[0]
+        expected = values.size / 50
+        # Chi-square with 49 degrees of freedom: mean 49, standard deviation 9.9.
+        assert abs(((counts - expected) ** 2).sum() / expected - 49) < 5 * 9.9
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("distance", [1, 2, 3, 30])
+def test_neighbours_are_not_correlated(many_numbers, axis, distance):
+    """Neither the numbers of a sample among themselves, nor those of samples whose names are neighbours."""
+    one, other = (np.take(many_numbers, part, axis) for part in (range(1000 - distance), range(distance, 1000)))
+    # A correlation of n pairs has a standard deviation of 1 / sqrt(n): here 0.001.
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.005
+    # Pairs fill the square evenly: 100 cells of about 10,000, standard deviation about 100.
+    cells = np.histogram2d(one.ravel(), other.ravel(), bins=10, range=[(0, 1), (0, 1)])[0]
+    assert np.abs(cells - one.size / 100).max() < 5 * 100
+
+
+def test_every_bit_is_set_half_of_the_time_and_by_itself(many_numbers):
+    words = (many_numbers * 2.0**53).astype(np.int64)
+    bits = np.stack([(words >> bit & 1).ravel() for bit in range(53)]).astype(np.float32)
+    # A million draws: the standard deviation of a share is 0.0005, of a correlation 0.001.
+    assert np.abs(bits.mean(axis=1) - 0.5).max() < 5 * 0.0005
+    correlations = np.corrcoef(bits) - np.eye(53)
+    assert np.abs(correlations).max() < 0.006
+    flips = (words[:, 1:] ^ words[:, :-1]).ravel()
+    assert np.abs([(flips >> bit & 1).mean() - 0.5 for bit in range(53)]).max() < 5 * 0.0005
+
+
+def test_one_bit_of_a_key_changes_half_of_the_bits():
+    keys = sample_keys([(number,) for number in range(500)], "mlm")
+    before = (uniform_at(keys, 4) * 2.0**53).astype(np.int64)
+    for bit in range(64):
+        after = (uniform_at(keys ^ np.uint64(1 << bit), 4) * 2.0**53).astype(np.int64)
+        changed = np.unpackbits((before ^ after).view(np.uint8)).sum() / before.size
+        # 2000 words of 53 bits: 26.5 of them change, standard deviation 3.64 / sqrt(2000).
+        assert abs(changed - 26.5) < 5 * 3.64 / 2000**0.5
+
+
 GOLDEN_WORDS = [16656637528505931563, 18096696138782775353, 12534511391957309505]
 GOLDEN_PERMUTATION = [5, 2, 4, 1, 7, 3, 6, 0]
 GOLDEN_UNIFORM = [0.949472046185394, 0.13988548611354656]
+GOLDEN_KEYS = [14496437161166370470, 7694053509285469832]
+GOLDEN_NUMBERS = [
+    [0.42631354242029673, 0.8358510735130075, 0.7193129095400306],
+    [0.5654710734753887, 0.47184678140601366, 0.45400121739759824],
+]

@@ -1,14 +1,19 @@
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models
+from transformers import AutoTokenizer
 
 from alpro_stream.errors import TokenizerError
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.seeds import Draws, sample_keys
 from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer, mask_tokens
 from alpro_stream.testing.shards import caption_of, write_tokenizer
 
@@ -23,6 +28,30 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(directory):
     return Tokenizer(str(directory), 12)
+
+
+@pytest.fixture(scope="module")
+def reference(directory):
+    """The ids of one text by transformers' own call, which pads and cuts one text at a time here."""
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+
+    def encode(text, num_tokens):
+        encoded = tokenizer(text, padding="max_length", truncation=True, max_length=num_tokens)
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    return encode
+
+
+TEXTS = st.lists(
+    st.one_of(
+        st.text(max_size=40),
+        st.lists(
+            st.sampled_from(["a", "red", "DOG", "moves", "zebra", "[MASK]", "[PAD]", "é", "犬", ","]), max_size=40
+        ).map(" ".join),
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 def test_captions_are_padded_and_cut(tokenizer):
@@ -52,6 +81,54 @@ def test_the_digest_is_of_the_rules_and_not_of_the_place(directory, tokenizer, t
     with (tmp_path / "other" / "vocab.txt").open("a") as file:
         file.write("zebra\n")
     assert Tokenizer(str(tmp_path / "other"), 12).digest != tokenizer.digest
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"truncation_side": "left"},
+        {"split_special_tokens": True},
+        {"mask_token": "dog"},
+        {"pad_token": "dog"},
+        {"cls_token": "dog"},
+        {"sep_token": "dog"},
+        {"additional_special_tokens": ["dog"]},
+    ],
+)
+def test_the_digest_holds_what_is_not_in_the_vocabulary(directory, tmp_path, rule):
+    found = []
+    for name, rules in (("plain", {}), ("other", rule)):
+        place = shutil.copytree(directory, tmp_path / name)
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        (place / "tokenizer_config.json").write_text(json.dumps({**config, **rules}))
+        found.append(Tokenizer(str(place), 12))
+        found[-1].save(tmp_path / f"saved {name}")
+        assert Tokenizer(str(tmp_path / f"saved {name}"), 30).digest == found[-1].digest
+    assert found[0].digest != found[1].digest
+
+
+def test_the_digest_holds_which_token_has_which_part(tmp_path):
+    """Of one and the same tokenizer.json, which does not say it."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    digests = set()
+    for number in range(4):
+        parts = special[number:] + special[:number]
+        roles = dict(zip(("pad_token", "cls_token", "sep_token", "mask_token"), parts, strict=True))
+        wordlevel(tmp_path / str(number), special, **roles)
+        digests.add(Tokenizer(str(tmp_path / str(number)), 12).digest)
+    assert len(digests) == 4
+
+
+def test_the_digest_holds_which_tokens_are_never_masked(tmp_path):
+    roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    digests = set()
+    for name, more in (("plain", {}), ("more", {"additional_special_tokens": ["a"]})):
+        wordlevel(tmp_path / name, list(roles.values()), **roles, **more)
+        raw = RawTokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+        raw.add_special_tokens([*roles.values(), "a"])  # in both of them
+        raw.save(str(tmp_path / name / "tokenizer.json"))
+        digests.add(Tokenizer(str(tmp_path / name), 12).digest)
+    assert len(digests) == 2
 
 
 def wordlevel(directory, special, **roles):
@@ -93,14 +170,56 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path, contents):
     assert "\n" not in str(caught.value)
 
 
+@given(texts=TEXTS, num_tokens=st.sampled_from([None, 3, 7, 12, 30]))
+def test_ids_are_those_of_transformers(tokenizer, reference, texts, num_tokens):
+    ids_BL, mask_BL = tokenizer(texts, num_tokens)
+    assert ids_BL.dtype == mask_BL.dtype == torch.int64
+    for text, ids, mask in zip(texts, ids_BL.tolist(), mask_BL.tolist(), strict=True):
+        assert (ids, mask) == reference(text, num_tokens or 12)
+
+
+def test_it_is_cut_at_the_side_it_says_and_padded_on_the_right(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "left")
+    sides = {"tokenizer_class": "BertTokenizer", "truncation_side": "left", "padding_side": "left"}
+    (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps(sides))
+    left = Tokenizer(str(tmp_path / "left"), 4)
+    words = {word: number for number, word in enumerate((directory / "vocab.txt").read_text().split())}
+    assert left(["a red dog", "cat"])[0].tolist() == [
+        [CLS, words["red"], words["dog"], SEP],
+        [CLS, words["cat"], SEP, PAD],
+    ]
+
+
+def test_threads_with_other_lengths_do_not_disturb_each_other(directory):
+    tokenizer = Tokenizer(str(directory), 30)
+    texts = [f"{caption_of(number)} a red dog of the house" for number in range(64)]
+    expected = {length: tokenizer(texts, length)[0] for length in (5, 9, 30)}
+    fresh = Tokenizer(str(directory), 30)
+    lengths = [5, 9, 30] * 60
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda length: fresh(texts, length)[0], lengths))
+    assert all(torch.equal(ids, expected[length]) for ids, length in zip(found, lengths, strict=True))
+
+
+def test_it_starts_no_threads_of_its_own_unless_told_to(directory, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    Tokenizer(str(directory), 12)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    Tokenizer(str(directory), 12)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
 def test_masking_rates():
     ids = np.random.default_rng(0).integers(5, 1000, 200_000)
-    masked = mask_tokens(ids, np.zeros(len(ids), bool), Draws("m").uniform(len(ids), 3), 0.15, MASK, 1000)
-    chosen = masked.labels_L != IGNORED_LABEL
+    ids = ids.reshape(1000, 200)
+    uniform = Draws("m").uniform(1000, 200, 3)
+    masked = mask_tokens(ids, np.zeros(ids.shape, bool), uniform, 0.15, MASK, 1000)
+    chosen = masked.labels_BL != IGNORED_LABEL
     assert abs(chosen.mean() - 0.15) < 0.005
-    assert np.array_equal(masked.labels_L[chosen], ids[chosen])
-    assert np.array_equal(masked.ids_L[~chosen], ids[~chosen])
-    fates = masked.ids_L[chosen]
+    assert np.array_equal(masked.labels_BL[chosen], ids[chosen])
+    assert np.array_equal(masked.ids_BL[~chosen], ids[~chosen])
+    fates = masked.ids_BL[chosen]
     assert abs((fates == MASK).mean() - 0.8) < 0.01
     assert abs((fates == ids[chosen]).mean() - 0.1) < 0.01
     replaced = fates[(fates != MASK) & (fates != ids[chosen])]
@@ -120,33 +239,67 @@ def test_masking_rates():
     ],
 )
 def test_what_a_draw_means(uniform, expected):
-    masked = mask_tokens(np.array([7]), np.array([False]), np.array([uniform]), 0.15, MASK, 100)
-    if expected is None:
-        assert (masked.ids_L.tolist(), masked.labels_L.tolist()) == ([7], [IGNORED_LABEL])
-    else:
-        assert (masked.ids_L.tolist(), masked.labels_L.tolist()) == ([expected], [7])
+    masked = mask_tokens(np.array([[7]]), np.array([[False]]), np.array([[uniform]]), 0.15, MASK, 100)
+    label = IGNORED_LABEL if expected is None else 7
+    assert (masked.ids_BL.tolist(), masked.labels_BL.tolist()) == ([[expected or 7]], [[label]])
+
+
+def keys_of(*numbers):
+    return sample_keys([(number,) for number in numbers], "mlm")
 
 
 def test_special_tokens_are_never_chosen(tokenizer):
-    ids = tokenizer(["a zebra [MASK] dog"])[0][0].numpy()
-    masked = tokenizer.mask(ids, 1.0, Draws("all"))
+    ids = tokenizer(["a zebra [MASK] dog", ""])[0].numpy()
+    masked = tokenizer.mask(ids, keys_of(1, 2), 1.0)
     special = ids < 5
-    assert special.sum() == 10
-    assert (masked.labels_L[special] == IGNORED_LABEL).all()
-    assert np.array_equal(masked.labels_L[~special], ids[~special])
-    assert np.array_equal(masked.ids_L[special], ids[special])
+    assert special.sum(axis=1).tolist() == [10, 12]
+    assert (masked.labels_BL[special] == IGNORED_LABEL).all()
+    assert np.array_equal(masked.labels_BL[~special], ids[~special])
+    assert np.array_equal(masked.ids_BL[special], ids[special])
 
 
-def test_masking_does_not_depend_on_the_padding(tokenizer):
-    for number in range(20):
-        short, long = (tokenizer([caption_of(number)], length)[0][0].numpy() for length in (8, 30))
-        masks = [tokenizer.mask(ids, 0.5, Draws("mlm", number)) for ids in (short, long)]
-        assert np.array_equal(masks[0].ids_L, masks[1].ids_L[:8])
-        assert np.array_equal(masks[0].labels_L, masks[1].labels_L[:8])
+def test_a_batch_is_masked_at_the_rates_of_one_text(tokenizer):
+    """Through keys and positions, where the test above draws for itself."""
+    ids = np.full((2000, 30), 7)
+    masked = tokenizer.mask(ids, keys_of(*range(2000)), 0.15)
+    chosen = masked.labels_BL != IGNORED_LABEL
+    # 60,000 tokens: the standard deviation of the share is 0.0015; of a position (2000) and of a text (30) more.
+    assert abs(chosen.mean() - 0.15) < 5 * 0.0015
+    assert np.abs(chosen.mean(axis=0) - 0.15).max() < 5 * 0.008
+    assert abs(chosen.sum(axis=1).var() - 30 * 0.15 * 0.85) < 0.5
+    assert abs((masked.ids_BL[chosen] == MASK).mean() - 0.8) < 0.025
+    assert chosen[:, :-1][chosen[:, 1:]].mean() == pytest.approx(0.15, abs=0.025)
+
+
+@given(data=st.data(), numbers=st.lists(st.integers(0, 10**6), min_size=1, max_size=8, unique=True))
+def test_a_text_is_masked_as_if_it_were_alone(tokenizer, data, numbers):
+    """Neither the order of the batch, nor the other texts, nor the padding change what happens to a token."""
+    probability = data.draw(st.sampled_from([0.15, 0.5, 1.0]))
+    alone = {}
+    for number in numbers:
+        ids = tokenizer([caption_of(number)], 8)[0].numpy()
+        masked = tokenizer.mask(ids, keys_of(number), probability)
+        alone[number] = [*masked.ids_BL.tolist(), *masked.labels_BL.tolist()]
+    shuffled = data.draw(st.permutations(numbers + data.draw(st.lists(st.integers(10**6 + 1, 10**7), max_size=3))))
+    length = data.draw(st.sampled_from([8, 12, 30]))
+    ids = tokenizer([caption_of(number) for number in shuffled], length)[0].numpy()
+    together = tokenizer.mask(ids, keys_of(*shuffled), probability)
+    for row, number in enumerate(shuffled):
+        if number in alone:
+            assert [together.ids_BL[row, :8].tolist(), together.labels_BL[row, :8].tolist()] == alone[number]
+    assert np.array_equal(together.ids_BL[:, 8:], ids[:, 8:])
+    assert (together.labels_BL[:, 8:] == IGNORED_LABEL).all()
+
+
+def test_equal_texts_of_two_samples_are_masked_differently(tokenizer):
+    ids = tokenizer(["a red dog moves"] * 50)[0].numpy()
+    labels = tokenizer.mask(ids, keys_of(*range(50)), 0.5).labels_BL
+    # Of 4 tokens there are 16 choices: all but a few of them in 50 draws.
+    assert len(np.unique(labels, axis=0)) > 10
 
 
 def test_the_input_is_left_alone(tokenizer):
-    ids = tokenizer(["a red dog"])[0][0].numpy()
+    ids = tokenizer(["a red dog"])[0].numpy()
     before = ids.copy()
-    tokenizer.mask(ids, 1.0, Draws(0))
+    tokenizer.mask(ids, keys_of(0), 1.0)
     assert np.array_equal(ids, before)
