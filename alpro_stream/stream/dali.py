@@ -21,7 +21,11 @@ except ImportError as error:
 
 
 class DaliDecoder:
-    """One DALI pipeline that decodes only the wanted window of each frame, then resizes and mirrors it."""
+    """One DALI pipeline that decodes only the wanted window of each frame, then resizes and mirrors it.
+
+    It checks nothing: damaged bytes among several frames of a call may crash the process (DALI 2.4). Frames of which
+    nothing is known go through `alpro_stream.stream.clips.ClipDecoder`.
+    """
 
     def __init__(self, config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> None:
         self._build = partial(

@@ -59,6 +59,8 @@ class FrameDecoder(Protocol):
     def decode(self, requests: Sequence[FrameRequest]) -> torch.Tensor:
         """Pixels of the requested frames, (N, image_size, image_size, 3) uint8, RGB.
 
+        Bytes that were not checked before may crash the process; see `alpro_stream.stream.clips.ClipDecoder`.
+
         Raises:
             ValueError: some frame cannot be decoded; its position in `requests` is not known.
         """

@@ -128,7 +128,10 @@ def keys_of(run, step):
 
 
 def record_of(run):
-    return [(f.step, f.place.split(" ")[1], f.cause, f.substitute) for f in read_failures(run.run_dir / "quarantine")]
+    return [
+        (f.occurrence.step, f.place.split(" ")[1], f.cause, f.substitute)
+        for f in read_failures(run.run_dir / "quarantine")
+    ]
 
 
 def no_child_is_left():
@@ -243,7 +246,7 @@ def test_a_video_that_is_cut_off_or_none_is_replaced_as_any_other_sample(root, t
     assert found.valid_B.all()
 
 
-@pytest.mark.parametrize("policy", ["headtail", "uniform"])
+@pytest.mark.parametrize("policy", ["headtail", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_stored_videos_give_the_batches_of_stored_frames(root, tmp_path, policy):
     """The same frames on the same grid; pixels differ by the JPEG between, and by where they are made smaller."""
 

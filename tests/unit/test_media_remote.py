@@ -435,7 +435,7 @@ def test_the_server_says_when_to_come_back(place):
     proxy.faults = [answer(429, Retry_After="1")]
     started = time.monotonic()
     assert fetch(address) == DATA
-    assert 1.0 <= time.monotonic() - started < 3.0
+    assert 1.0 <= time.monotonic() - started < 6.0
 
 
 def test_retry_after_is_a_number_or_a_date():

@@ -72,9 +72,10 @@ def make_batch():
     )
 
 
-def make_model():
+def make_model(depth=2):
     torch.manual_seed(0)
-    model = AlproModel(CONFIG, VOCAB, Heads.of("pretrain", ENTITIES))
+    config = CONFIG.model_copy(update={"video": CONFIG.video.model_copy(update={"depth": depth})})
+    model = AlproModel(config, VOCAB, Heads.of("pretrain", ENTITIES))
     for name, parameter in model.named_parameters():
         # Features of a fresh model are nearly equal; make rows differ, and time matter.
         if "projection" in name or "temporal_fc" in name or "patch_embed" in name:
@@ -461,15 +462,15 @@ def _no_compiled_functions():
 
 @pytest.mark.usefixtures("_no_compiled_functions")
 @pytest.mark.parametrize(
-    ("backend", "checkpointing"),
+    ("backend", "checkpointing", "depth"),
     [
-        ("aot_eager", False),
-        pytest.param("aot_eager", True, marks=pytest.mark.slow),
-        pytest.param("inductor", False, marks=pytest.mark.slow),
+        ("aot_eager", False, 1),  # to trace a block takes seconds
+        pytest.param("aot_eager", True, 2, marks=pytest.mark.slow),
+        pytest.param("inductor", False, 2, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_parts_give_the_same_losses_and_gradients(monkeypatch, backend, checkpointing):
-    model, labels = make_model(), make_labels()
+def test_compiled_parts_give_the_same_losses_and_gradients(monkeypatch, backend, checkpointing, depth):
+    model, labels = make_model(depth), make_labels()
     batches = [make_batch(), with_invalid(make_batch(), [0, 4])]
     if backend == "aot_eager":
         batches.append(make_image_batch())
@@ -493,7 +494,7 @@ def test_compiled_parts_give_the_same_losses_and_gradients(monkeypatch, backend,
 
 @pytest.mark.usefixtures("_no_compiled_functions")
 def test_the_compiled_dual_objective_is_the_same(monkeypatch):
-    dual, batch = make_model().dual, make_batch()
+    dual, batch = make_model(depth=1).dual, make_batch()
     expected = DualObjective(dual)(batch, alone(batch), 1)
     terms = compiled(DualObjective(dual), monkeypatch, "aot_eager")(batch, alone(batch), 1)
     torch.testing.assert_close(terms.values["vtc"], expected.values["vtc"], rtol=1e-5, atol=1e-6)

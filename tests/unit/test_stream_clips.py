@@ -30,7 +30,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def isolated():
-    with closing(IsolatedDecoder(2, 30.0)) as isolated:
+    with closing(IsolatedDecoder(1, 30.0)) as isolated:
         yield isolated
 
 

@@ -229,7 +229,7 @@ def test_a_video_that_hangs_costs_less_than_two_deadlines_and_the_others_go_on(f
 
 
 def test_a_video_that_crashes_every_process_is_an_error(faulty, short):
-    decoder = faulty(2, 30.0)
+    decoder = faulty(1, 30.0)
     found = decoder.decode_videos([(short, clip()), (b"crash", clip()), (short, clip())])
     assert causes(found) == [None, "crash", None]
     assert f"ended by signal {signal.SIGSEGV.value}, 2 times" in found[1].reason
@@ -263,7 +263,7 @@ def test_a_stopped_process_is_replaced(short):
 
 
 def test_processes_that_do_not_start_are_no_fault_of_the_sample(faulty, tmp_path, short):
-    decoder = faulty(2, 30.0)
+    decoder = faulty(1, 30.0)
     (tmp_path / "isolated_faulty.py").write_text("raise SystemExit(7)")
     with pytest.raises(AlproError, match=r"could not be started: .* ended with status 7"):
         decoder.decode_videos([(short, clip())] * 3)
