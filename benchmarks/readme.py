@@ -9,7 +9,9 @@ README = Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any], shard: dict[str, Any]) -> str:
+def section(
+    demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any], shard: dict[str, Any], plan: dict[str, Any]
+) -> str:
     """The table and the sentence above it.
 
     Args:
@@ -17,9 +19,10 @@ def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any], sh
         loop: result of `benchmarks/end_to_end.py`.
         step: result of `benchmarks/step.py`.
         shard: result of `benchmarks/shard.py`.
+        plan: result of `benchmarks/plan.py`.
     """
     machine = demo["machine"]
-    figures, parts, base = _values(demo), _values(loop), _values(step)
+    figures, parts, base, scale = _values(demo), _values(loop), _values(step), _values(plan)
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
     lines = [
         f"Measured on {machine['num_cores']:g} cores ({machine['cpu']}), {gpus}:",
@@ -39,6 +42,8 @@ def section(demo: dict[str, Any], loop: dict[str, Any], step: dict[str, Any], sh
         f"| and over the same step in separate passes | {base['step over literal']:.2f} x |",
         f"| sharding, exact frames / key frames only: rate over that of the ffmpeg command on the same cores "
         f"| {_ratio(shard, 'exact'):.1f} x / {_ratio(shard, 'keyframes'):.0f} x |",
+        f"| 10 million samples in 10,000 shards: opening them / the plan of a batch "
+        f"| {scale['opening']:.2f} s / {scale['plan of a batch: whole batch, middle']:.2f} ms |",
         "",
         "The recall is memorisation of a small set, not quality. More in [benchmarks/results](benchmarks/results).",
     ]
@@ -54,7 +59,7 @@ def fill(readme: str, text: str) -> str:
 
 def current() -> str:
     """The README as it should be for the committed results."""
-    names = ("demo", "end_to_end", "step", "shard")
+    names = ("demo", "end_to_end", "step", "shard", "plan")
     results = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names)
     return fill(README.read_text(encoding="utf-8"), section(*results))
 

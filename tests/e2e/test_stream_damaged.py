@@ -223,7 +223,8 @@ def test_the_metrics_and_the_checkpoint_say_what_the_record_says(undisturbed):
     values = json.loads((saved / "quarantine.jsonl").read_text().splitlines()[0])
     assert re.fullmatch(r"video-\d{6}:\d+", values["media"])
     assert {"id", "media", "stage", "reason", "substitute", "step"} <= values.keys()
-    assert read_state(saved)["quarantine"]["num"] == len(failures)
+    # Substitutes that were tried in vain are listed and not counted.
+    assert read_state(saved)["quarantine"]["num"] == sum(planned) < len(failures)
 
 
 def test_killed_and_started_again_it_is_the_same_run(root, undisturbed, tmp_path):
