@@ -113,7 +113,8 @@ def _plain(image: Image.Image) -> Image.Image:
         # Pillow clips 16-bit grey at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        return image if image.mode == "RGBA" else image.convert("RGBA")
+        # Grey with transparency is scaled as it is: a copy in four channels would be the third picture in memory.
+        return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
