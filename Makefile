@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Several processes share the cores: threads that spin while they wait take them from each other.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-all check format bench install clean
+.PHONY: demo test test-all check format bench peers install clean
 
 demo: install  ## The whole way on the example clips: shard, train, evaluate, report
 	$(BIN)/alpro demo
@@ -27,13 +27,23 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Where the milliseconds of a step go (after `make demo`), what the demo costs, the base model's step, sharding (needs ffmpeg), the stream at scale
+bench: install  ## Where the milliseconds of a step go (after `make demo`), what the demo costs, the base model's step, sharding (needs ffmpeg), the stream at scale, decoders, the stream beside its peers (after `make peers`)
 	$(BIN)/python benchmarks/end_to_end.py --json benchmarks/results/end_to_end.json
 	$(BIN)/python benchmarks/demo.py --json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/step.py --json benchmarks/results/step.json
 	$(BIN)/python benchmarks/shard.py --json benchmarks/results/shard.json
 	$(BIN)/python benchmarks/plan.py --json benchmarks/results/plan.json
+	$(BIN)/python benchmarks/decode.py --json benchmarks/results/decode.json
+	$(BIN)/python benchmarks/stream.py --json benchmarks/results/stream.json
 	$(BIN)/python benchmarks/readme.py
+
+peers: benchmarks/peers/.venv/installed  ## The libraries that the stream is compared with, in an environment of their own
+
+benchmarks/peers/.venv/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv benchmarks/peers/.venv
+	benchmarks/peers/.venv/bin/pip install --quiet --upgrade pip
+	benchmarks/peers/.venv/bin/pip install --quiet --requirement $<
+	touch $@
 
 install: $(VENV)/installed
 

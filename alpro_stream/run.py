@@ -290,7 +290,7 @@ def _build(
     with world.all_or_none():
         device_id = world.local_rank if world.device.type == "cuda" else None
         num_frames, image_size = video.num_frames, video.image_size
-        decoder = build_clip_decoder(config.stream.decode, image_size, rank_batch * num_frames, device_id)
+        decoder = build_clip_decoder(config.stream.decode, image_size, rank_batch * num_frames, device_id, gauges)
         maker = BatchMaker(
             config.stream,
             data.sources,

@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +122,8 @@ class Row:
     limit: float | None = None
     target: Target | None = None
     """None where nothing is promised."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """What was measured beside the value, by name and unit, such as ``"CPU ms/clip"``."""
 
     @classmethod
     def of(
@@ -131,11 +133,13 @@ class Row:
         unit: str,
         limit: Measurement | float | None = None,
         target: Target | None = None,
+        details: Mapping[str, float] | None = None,
     ) -> "Row":
         """The row of a measurement."""
         bound = limit.median if isinstance(limit, Measurement) else limit
         spread = measurement.spread
-        return cls(name=name, value=measurement.median, unit=unit, spread=spread, limit=bound, target=target)
+        value = measurement.median
+        return cls(name=name, value=value, unit=unit, spread=spread, limit=bound, target=target, details=details or {})
 
     @property
     def ratio(self) -> float | None:
@@ -164,6 +168,7 @@ class Row:
             "ratio": plain["ratio"],
             "target": self.target.as_json() if self.target else None,
             "ok": self.ok,
+            **({"details": dict(self.details)} if self.details else {}),
         }
 
 
@@ -188,6 +193,9 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     shown.add_column("spread", justify="right")
     shown.add_column("target")
     shown.add_column("kept")
+    details = list(dict.fromkeys(name for row in rows for name in row.details))
+    for name in details:
+        shown.add_column(name, justify="right")
     for row in rows:
         shown.add_row(
             row.name,
@@ -198,6 +206,7 @@ def table(name: str, rows: Sequence[Row]) -> Table:
             "-" if row.spread is None else f"{100 * row.spread:.0f} %",
             "-" if row.target is None else str(row.target),
             {None: "-", True: "yes", False: "NO"}[row.ok],
+            *(_number(row.details.get(name)) for name in details),
         )
     return shown
 
@@ -240,7 +249,7 @@ def run(
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
     # Piped output has no width of its own, and 80 columns would break the names.
-    width = None if sys.stdout.isatty() else 130
+    width = None if sys.stdout.isatty() else 160
     Console(width=width).print(table(name, rows))
     if arguments.json is not None:
         save(arguments.json, results(name, rows))

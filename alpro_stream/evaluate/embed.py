@@ -1,7 +1,7 @@
 """Embeddings of whole data sets. Legend: V videos, C captions, N video tokens, L text tokens, D width, E projection."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -13,10 +13,10 @@ from alpro_stream.media import FrameConfig
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.model.pixels import normalise
 from alpro_stream.stream.clips import ClipDecoder, read_clip
-from alpro_stream.stream.decode import WHOLE_FRAME
-from alpro_stream.stream.isolated import ClipRequest, IsolatedError
+from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.sources import Source
 from alpro_stream.stream.text import Tokenizer
+from alpro_stream.stream.view import View
 
 T = TypeVar("T")
 
@@ -60,40 +60,51 @@ def stored_clips(sources: Sequence[Source]) -> list[StoredClip]:
     return clips
 
 
-def whole_view(num_frames: int, image_size: int, frames: FrameConfig) -> ClipRequest:
-    """A clip as evaluation sees it: frames spread evenly, the whole frame resized.
+def evenly_spread(num_frames: int, stored: FrameConfig) -> FrameChoice:
+    """The frames of a clip that evaluation sees.
 
     Args:
         num_frames: of a clip.
-        image_size: side of the pixels.
-        frames: those that are chosen from, where whole videos are stored.
+        stored: those that are chosen from, where whole videos are stored.
     """
-    return ClipRequest(num_frames, "uniform", ("evaluation",), WHOLE_FRAME, False, image_size, frames)
+    return FrameChoice(num_frames, "uniform", ("evaluation",), stored)
 
 
-def pixels_of(clip: StoredClip, view: ClipRequest, decoder: ClipDecoder) -> Tensor:
-    """Pixels of a clip, (T, H, W, 3) uint8; T is 1 for an image.
+def pixels_of(clips: Sequence[StoredClip], choice: FrameChoice, decoder: ClipDecoder) -> Tensor:
+    """Pixels of whole frames, resized: (B, T, H, W, 3) uint8 where the decoder writes.
+
+    Args:
+        clips: all of videos, or all of images: T is 1 for these.
+        choice: which frames of a video.
+        decoder: of the size that is wanted.
 
     Raises:
-        SampleError: it cannot be read or decoded.
+        SampleError: one cannot be read or decoded.
     """
-    place = f"{clip.shard}:{clip.slot} {clip.key}"
-    (pixels,) = decoder.decode([read_clip(clip.source, clip.shard, clip.slot, place, view)])
-    if isinstance(pixels, IsolatedError):
-        raise SampleError(place, pixels.cause, f"it cannot be decoded ({pixels.reason})") from pixels
-    return pixels
+    if clips[0].source.kind == "image":
+        choice = replace(choice, num_frames=1)
+    places = [f"{clip.shard}:{clip.slot} {clip.key}" for clip in clips]
+    read = [
+        read_clip(clip.source, clip.shard, clip.slot, place, choice, View())
+        for clip, place in zip(clips, places, strict=True)
+    ]
+    pixels_BTHWC = decoder.empty(len(clips), choice.num_frames)
+    for place, error in zip(places, decoder.decode(read, pixels_BTHWC), strict=True):
+        if error is not None:
+            raise SampleError(place, error.cause, f"it cannot be decoded ({error.reason})") from error
+    return pixels_BTHWC
 
 
 @torch.inference_mode()
 def embed_videos(
-    encoder: DualEncoder, clips: Sequence[StoredClip], view: ClipRequest, decoder: ClipDecoder, batch_size: int
+    encoder: DualEncoder, clips: Sequence[StoredClip], choice: FrameChoice, decoder: ClipDecoder, batch_size: int
 ) -> VideoEmbeddings:
     """Encodes clips, `batch_size` at a time."""
     device = next(encoder.parameters()).device
     tokens, features = [], []
     for _, group in groupby(clips, key=lambda clip: clip.source.kind):
         for part in _parts(list(group), batch_size):
-            frames_BTHWC = torch.stack([pixels_of(clip, view, decoder) for clip in part]).to(device)
+            frames_BTHWC = pixels_of(part, choice, decoder).to(device)
             tokens_BND, feature_BE = encoder.encode_video(normalise(frames_BTHWC))
             tokens.append(tokens_BND)
             features.append(feature_BE)

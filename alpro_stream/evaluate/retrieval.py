@@ -20,8 +20,8 @@ from alpro_stream.evaluate.embed import (
     VideoEmbeddings,
     embed_texts,
     embed_videos,
+    evenly_spread,
     stored_clips,
-    whole_view,
 )
 from alpro_stream.evaluate.ranking import (
     chance_text_to_video,
@@ -111,11 +111,12 @@ def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip])
         raise ConfigError(f"{trained.path} is a prompter: it has no matching head; set scores=[vtc]")
     video = trained.dual.config.video
     device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
-    view = whole_view(video.num_frames, video.image_size, config.video)
+    choice = evenly_spread(video.num_frames, config.video)
+    max_frames = config.batch_size * video.num_frames
     captions = [caption for clip in clips for caption in clip.captions]
     truth_C = torch.tensor([index for index, clip in enumerate(clips) for _ in clip.captions])
-    with closing(build_clip_decoder(config.decode, video.image_size, video.num_frames, device_id)) as decoder:
-        videos = embed_videos(trained.dual, clips, view, decoder, config.batch_size)
+    with closing(build_clip_decoder(config.decode, video.image_size, max_frames, device_id)) as decoder:
+        videos = embed_videos(trained.dual, clips, choice, decoder, config.batch_size)
     texts = embed_texts(trained.dual, captions, trained.tokenizer, config.batch_size)
     scores: dict[str, Tensor] = {}
     if "vtc" in config.scores:

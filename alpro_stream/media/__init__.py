@@ -6,8 +6,8 @@
 
 from alpro_stream.errors import FetchError, UnreadableError
 from alpro_stream.manifest.places import is_address
-from alpro_stream.media.frames import SparseFrames, sparse_frames
-from alpro_stream.media.images import encode_jpeg, read_image, square_rgb
+from alpro_stream.media.frames import SparseFrames, locate_frames, sparse_frames
+from alpro_stream.media.images import encode_jpeg, read_image, read_whole_image, square_rgb
 from alpro_stream.media.options import FrameConfig, VideoConfig
 from alpro_stream.media.probe import SourceInfo
 from alpro_stream.media.remote import FetchConfig
@@ -26,8 +26,10 @@ __all__ = [
     "digest_of",
     "encode_jpeg",
     "is_address",
+    "locate_frames",
     "open_media",
     "read_image",
+    "read_whole_image",
     "sparse_frames",
     "square_rgb",
     "stored_video",

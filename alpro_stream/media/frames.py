@@ -94,6 +94,27 @@ def sparse_frames(
     return _decode_all(file, options, clip, choose)
 
 
+def locate_frames(file: BinaryIO, options: FrameConfig, choose: Choose) -> tuple[list[int], int] | None:
+    """Where the frames that `sparse_frames` would give lie in the file, for another decoder to make them.
+
+    Args:
+        file: as there; the whole of it is the clip.
+        options: as there.
+        choose: as there.
+
+    Returns:
+        Numbers of the frames in order of display, and how many there are; None where only decoding can tell.
+
+    Raises:
+        UnreadableError: as there.
+    """
+    timeline = read_timeline(file, Clip.of(None, None), options.max_pixels)
+    if timeline is None or options.sampling == "keyframes":
+        return None
+    numbers = {ticks: number for number, ticks in enumerate(timeline.ticks)}
+    return [numbers[moment.ticks] for moment in _chosen(timeline.moments(), options, choose)], len(numbers)
+
+
 def _key_moments(timeline: Timeline) -> list[Moment]:
     """The key frames of a clip, each displayed until the next one."""
     keys = [moment for moment in timeline.moments() if moment.is_key]

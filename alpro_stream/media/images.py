@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -45,20 +47,21 @@ def read_image(file: BinaryIO, options: FrameConfig) -> tuple[npt.NDArray[np.uin
         UnreadableError: no image, or one of too many pixels.
         MediaError: a truncated or otherwise damaged one.
     """
-    file.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised here
-            with Image.open(file, formats=_FORMATS) as image:
-                return _decode(image, options)
-    except MediaError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableError(f"no image: expected {', '.join(_FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableError(f"the image has more pixels than the limit of {options.max_pixels}: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        raise MediaError(f"the image cannot be decoded: {error}") from error
+    with _opened(file, options.max_pixels) as image:
+        return _decode(image, options)
+
+
+def read_whole_image(file: BinaryIO, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Reads an image as RGB of shape [height, width, 3] at its own size, upright, as `read_image` does otherwise.
+
+    Raises:
+        UnreadableError: no image, or one of more than `max_pixels`.
+        MediaError: a truncated or otherwise damaged one.
+    """
+    with _opened(file, max_pixels) as image:
+        refuse_pixels("image", *image.size, _limit(image, max_pixels))
+        image.load()
+        return _small_rgb(image, *image.size)
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int, chroma: Chroma = "420") -> bytes:
@@ -76,6 +79,28 @@ def square_rgb(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     return _small_rgb(image, size, size)
 
 
+@contextmanager
+def _opened(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised here
+            with Image.open(file, formats=_FORMATS) as image:
+                yield image
+    except MediaError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"no image: expected {', '.join(_FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"the image has more pixels than the limit of {max_pixels}: {error}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise MediaError(f"the image cannot be decoded: {error}") from error
+
+
+def _limit(image: Image.Image, max_pixels: int) -> int:
+    return max_pixels // 2 if image.format == "WEBP" else max_pixels  # its decoder holds the picture twice
+
+
 def _decode(image: Image.Image, options: FrameConfig) -> tuple[npt.NDArray[np.uint8], SourceInfo]:
     codec = str(image.format).lower()
     stored_width, stored_height = image.size
@@ -83,8 +108,7 @@ def _decode(image: Image.Image, options: FrameConfig) -> tuple[npt.NDArray[np.ui
     # A progressive JPEG has to be held whole at any size.
     if codec == "jpeg" and not image.info.get("progressive"):
         image.draft(None, (_LEAST_DRAFT * width, _LEAST_DRAFT * height))
-    limit = options.max_pixels // 2 if codec == "webp" else options.max_pixels  # its decoder holds the picture twice
-    refuse_pixels("image", *image.size, limit)
+    refuse_pixels("image", *image.size, _limit(image, options.max_pixels))
     image.load()  # the whole file, so that a truncated one is an error and not grey
     pixels = _small_rgb(image, width, height)
     if _orientation(image) in _SIDEWAYS:

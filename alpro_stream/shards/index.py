@@ -97,14 +97,7 @@ class ShardIndex:
             raise SlotError(f"{self._source}: cut off before slot {slot}", "truncated")
         line = self._lines[self._edges[slot] : self._edges[slot + 1] - 1]
         try:
-            fields = line.decode("utf-8").split(" ")
-            if len(fields) % 4 or not fields[0]:
-                raise ValueError("expected groups of extension, offset, size and name")
-            groups = zip(fields[::4], fields[1::4], fields[2::4], fields[3::4], strict=True)
-            members = tuple(Member(extension, int(offset), int(size), name) for extension, offset, size, name in groups)
-            if strange := [member.name for member in members if not member.name.endswith(f".{member.extension}")]:
-                raise ValueError(f"another extension than that of {strange[0]!r}")
-            return members
+            return _parsed(line.decode("utf-8").split(" "))
         except ValueError as error:
             raise SlotError(f"{self._source}: slot {slot} is damaged: {error}", "index") from error
 
@@ -125,6 +118,25 @@ class ShardIndex:
     def num_frames(self, slot: int) -> int:
         """How many frames the sample stores."""
         return len(self.frame_members(slot))
+
+
+def _parsed(fields: list[str]) -> tuple[Member, ...]:
+    """The members of a line.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if len(fields) % 4 or not fields[0]:
+        raise ValueError("expected groups of extension, offset, size and name")
+    extensions, names = fields[::4], fields[3::4]
+    start = names[0].removesuffix(extensions[0])
+    # Nearly always all names begin alike, which is seen at once.
+    if not start.endswith(".") or names != [start + extension for extension in extensions]:
+        for extension, name in zip(extensions, names, strict=True):
+            if not name.endswith(f".{extension}"):
+                raise ValueError(f"another extension than that of {name!r}")
+    groups = zip(extensions, map(int, fields[1::4]), map(int, fields[2::4]), names, strict=True)
+    return tuple(map(Member._make, groups))
 
 
 def key_of(members: Sequence[Member]) -> str:

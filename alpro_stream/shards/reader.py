@@ -4,6 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,9 +22,11 @@ from alpro_stream.shards.index import Member, ShardIndex, SlotError, key_of
 from alpro_stream.shards.layout import DatasetInfo, ShardInfo, load_dataset_info
 from alpro_stream.shards.sample import (
     CAPTION_EXTENSION,
+    MAX_FRAMES,
     METADATA_EXTENSION,
     TAR_BLOCK_BYTES,
     SampleMetadata,
+    frame_extension,
     is_frame,
     is_video,
 )
@@ -72,6 +75,9 @@ class ShardReader:
         self._indexes: _Recent[ShardIndex] = _Recent(self._load_index, max_open)
         self._tars: _Recent[_Tar] = _Recent(lambda name: _Tar(self.files.open_tar(self._shard(name))), max_open)
         self._counts: _Recent[NDArray[np.int64]] = _Recent(self._count, max_open)
+        # Of the sample asked for last: its metadata and its media are read one after the other. Threads may take each
+        # other's place, never each other's members.
+        self._latest: tuple[ShardIndex | None, int, tuple[Member, ...]] = (None, 0, ())
 
     def index(self, shard: str) -> ShardIndex:
         """The index of a shard.
@@ -90,13 +96,13 @@ class ShardReader:
         """
         if not members:
             return []
-        place = f"{shard}:{slot} {key_of(members)}"
         try:
             tar = self._tars.get(shard)
             return [tar.read(member) for member in members]
         except _MemberError as error:
-            raise SampleError(place, error.cause, str(error)) from error
+            raise SampleError(f"{shard}:{slot} {key_of(members)}", error.cause, str(error)) from error
         except OSError as error:
+            place = f"{shard}:{slot} {key_of(members)}"
             name = f"{shard}.tar of {public_place(self.place)}"
             advice = open_files_problem(error) or "see that the tar is there, that this machine sees it and may read it"
             raise ShardError(f"{place}: cannot read {name}: {error.strerror or error}; {advice}") from error
@@ -109,23 +115,28 @@ class ShardReader:
             ShardError: see `read`.
         """
         members = self._members(shard, slot)
-        texts = {m.extension.lower(): m for m in members if m.extension.lower() in _TEXT_EXTENSIONS}
+        if not self._is_foreign and _as_written(members):
+            texts = {METADATA_EXTENSION: members[0]}
+        else:
+            texts = {m.extension.lower(): m for m in members if m.extension.lower() in _TEXT_EXTENSIONS}
         if not self._is_foreign:
             texts.pop(CAPTION_EXTENSION, None)
         contents = dict(zip(texts, self.read(shard, slot, list(texts.values())), strict=True))
         text, metadata = contents.get(CAPTION_EXTENSION), contents.get(METADATA_EXTENSION)
-        place = f"{shard}:{slot} {key_of(members)}"
+        key = key_of(members)
         try:
             if self._is_foreign:
                 return foreign_metadata(members, text, metadata, shard=self._shard(shard), options=self.info.options)
             if metadata is None:
-                raise SampleError(place, "metadata", f"the sample has no .{METADATA_EXTENSION} member")
-            return SampleMetadata.from_json(key_of(members), metadata)
+                reason = f"the sample has no .{METADATA_EXTENSION} member"
+                raise SampleError(f"{shard}:{slot} {key}", "metadata", reason)
+            return SampleMetadata.from_json(key, metadata)
         except BadFieldError as error:
-            raise SampleError(place, "metadata", f"no caption can be read: {error}") from error
+            raise SampleError(f"{shard}:{slot} {key}", "metadata", f"no caption can be read: {error}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             # Not its repr: that of a text that is no UTF-8 holds the whole member.
-            raise SampleError(place, "metadata", f"damaged metadata: {type(error).__name__}: {error}") from error
+            reason = f"damaged metadata: {type(error).__name__}: {error}"
+            raise SampleError(f"{shard}:{slot} {key}", "metadata", reason) from error
 
     def frame_members(self, shard: str, slot: int) -> tuple[Member, ...]:
         """The numbered frames of a sample, in order.
@@ -145,6 +156,8 @@ class ShardReader:
             SampleError, ShardError: as `frame_members`.
         """
         members = self._members(shard, slot)
+        if _as_written(members):
+            return members[2:]
         medium = medium_of(members)
         if medium is None or not is_video(medium.extension):
             frames = tuple(member for member in members if is_frame(member.extension))
@@ -167,6 +180,7 @@ class ShardReader:
         self._tars.clear()
         self._indexes.clear()
         self._counts.clear()
+        self._latest = (None, 0, ())
 
     def _shard(self, name: str) -> ShardInfo:
         if name not in self._shards:
@@ -184,10 +198,16 @@ class ShardReader:
         return index
 
     def _members(self, shard: str, slot: int) -> tuple[Member, ...]:
+        index = self.index(shard)
+        latest = self._latest
+        if latest[0] is index and latest[1] == slot:
+            return latest[2]
         try:
-            return self.index(shard).members(slot)
+            members = index.members(slot)
         except SlotError as error:
             raise SampleError(f"{shard}:{slot} ?", error.cause, str(error)) from error
+        self._latest = (index, slot, members)
+        return members
 
     def _count(self, name: str) -> NDArray[np.int64]:
         shard = self._shard(name)
@@ -215,6 +235,13 @@ class ShardReader:
 
 
 _TEXT_EXTENSIONS = (CAPTION_EXTENSION, METADATA_EXTENSION)
+_EXTENSION = attrgetter("extension")
+_WRITTEN_EXTENSIONS = (METADATA_EXTENSION, CAPTION_EXTENSION, *map(frame_extension, range(MAX_FRAMES)))
+
+
+def _as_written(members: Sequence[Member]) -> bool:
+    """Whether they are those of a sample of frames as `alpro shard` writes it: no need to look at one by one then."""
+    return len(members) > 2 and tuple(map(_EXTENSION, members)) == _WRITTEN_EXTENSIONS[: len(members)]
 
 
 class _MemberError(Exception):

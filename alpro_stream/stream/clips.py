@@ -1,41 +1,48 @@
 """Stored clips to pixels, one by one or many at once: a clip that cannot be decoded costs itself and no other.
 
 What may hang or crash a decoder goes through processes that can be killed (`alpro_stream.stream.isolated`): all stored
-videos, and stored frames of a kind not met before. Frames of one data set share a handful of headers, and where the
-header is known and the end is there, a JPEG decoder gives pixels whatever lies between.
+videos, and frames that are no plain JPEG.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from alpro_stream.errors import SampleError
 from alpro_stream.shards.sample import is_video
-from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameRequest, build_decoder
-from alpro_stream.stream.frames import choose_frames
-from alpro_stream.stream.isolated import ClipRequest, IsolatedDecoder, IsolatedError
-from alpro_stream.stream.jpeg import grey_jpeg, jpeg_header
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.decode import (
+    DecodeConfig,
+    FrameDecoder,
+    FrameRequest,
+    VideoDecoder,
+    VideoRequest,
+    build_decoder,
+    build_video_decoder,
+)
+from alpro_stream.stream.gauges import Gauges
+from alpro_stream.stream.isolated import FrameChoice, IsolatedDecoder, IsolatedError, Pictures
+from alpro_stream.stream.jpeg import HeaderReader, JpegHeader, grey_jpeg
 from alpro_stream.stream.sources import Source
+from alpro_stream.stream.view import View, show
 
 _MAX_KNOWN_HEADERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class FramesClip:
-    """Stored frames of a clip; `positions` says which request each frame of the clip shows."""
+    """Stored frames of a clip, each once; `positions` says which of them each frame of the clip shows, ascending."""
 
-    requests: tuple[FrameRequest, ...]
-    positions: NDArray[np.int64]
+    jpegs: tuple[bytes, ...]
+    positions: tuple[int, ...]
+    view: View
 
     @property
     def num_bytes(self) -> int:
         """Size of what is stored."""
-        return sum(len(request.jpeg) for request in self.requests)
+        return sum(map(len, self.jpegs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,8 @@ class VideoClip:
     """A stored video, whole, and what is wanted of it."""
 
     data: bytes
-    request: ClipRequest
+    choice: FrameChoice
+    view: View
 
     @property
     def num_bytes(self) -> int:
@@ -51,8 +59,10 @@ class VideoClip:
         return len(self.data)
 
 
-def read_clip(source: Source, shard: str, slot: int, place: str, request: ClipRequest) -> FramesClip | VideoClip:
-    """What is stored of a sample, as far as the request needs it; of an image one frame, whatever the model's number.
+def read_clip(
+    source: Source, shard: str, slot: int, place: str, choice: FrameChoice, view: View
+) -> FramesClip | VideoClip:
+    """What is stored of a sample, as far as it is wanted; of an image one frame, whatever the model's number.
 
     Raises:
         SampleError: there is nothing, or it cannot be read.
@@ -63,99 +73,173 @@ def read_clip(source: Source, shard: str, slot: int, place: str, request: ClipRe
         raise SampleError(place, "empty", f"no stored frame and no video; expected at least one {source.kind}")
     if is_video(members[0].extension):
         (data,) = source.reader.read(shard, slot, members[:1])
-        return VideoClip(data, request)
-    # One frame of an image serves for all: it is repeated as a view, by the encoder.
-    num_frames = 1 if source.kind == "image" else request.num_frames
-    chosen = choose_frames(len(members), num_frames, request.policy, Draws("frames", *request.identity))
+        return VideoClip(data, choice, view)
+    chosen = choice.among(len(members))
     # A frame that is taken several times (of a short clip) is read and decoded once.
-    distinct, positions = np.unique(chosen, return_inverse=True)
+    distinct = sorted(set(chosen))
     jpegs = source.reader.read(shard, slot, [members[index] for index in distinct])
-    return FramesClip(tuple(FrameRequest(jpeg, request.window, request.flip) for jpeg in jpegs), positions)
+    return FramesClip(tuple(jpegs), tuple(distinct.index(index) for index in chosen), view)
 
 
 class ClipDecoder:
     """Decodes clips; used by one thread at a time.
 
     Args:
-        frames: decodes stored frames in this process.
-        isolated: decodes and checks in others.
+        frames: decodes plain stored frames in this process.
+        isolated: decodes and tries everything else in others.
+        videos: decodes stored videos in this process; None where others do.
+        image_size: side of the pixels handed out.
+        pin_memory: whether pixels on the CPU lie where a GPU can fetch them while the step goes on.
+        gauges: get the number of clips for which `frames` or `videos` were no use.
     """
 
-    def __init__(self, frames: FrameDecoder, isolated: IsolatedDecoder) -> None:
+    def __init__(
+        self,
+        frames: FrameDecoder,
+        isolated: IsolatedDecoder,
+        image_size: int,
+        pin_memory: bool = False,
+        gauges: Gauges | None = None,
+        videos: VideoDecoder | None = None,
+    ) -> None:
         self._frames = frames
+        self._videos = videos
         self._isolated = isolated
-        self._known_headers: set[bytes] = set()
+        self._image_size = image_size
+        self._pin_memory = pin_memory
+        self._gauges = gauges or Gauges()
+        self._headers = HeaderReader()
+        self._tried: set[bytes] = set()
 
-    def decode(self, clips: Sequence[FramesClip | VideoClip]) -> list[Tensor | IsolatedError]:
-        """Pixels of each clip, (T, image_size, image_size, 3) uint8 RGB, or why there are none."""
-        found: list[Tensor | IsolatedError | None] = [None] * len(clips)
-        videos = {row: (clip.data, clip.request) for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
+    def empty(self, num_clips: int, num_frames: int) -> Tensor:
+        """Room for pixels: (B, T, image_size, image_size, 3) uint8, where the decoder writes."""
+        shape = (num_clips, num_frames, self._image_size, self._image_size, 3)
+        return torch.empty(shape, dtype=torch.uint8, device=self._frames.device, pin_memory=self._pin_memory)
+
+    def decode(self, clips: Sequence[FramesClip | VideoClip], out_BTHWC: Tensor) -> list[IsolatedError | None]:
+        """Writes the pixels of each clip, RGB.
+
+        Args:
+            clips: of as many frames as there is room for.
+            out_BTHWC: from `empty`, or some clips of that.
+
+        Returns:
+            For each clip why there are no pixels; None where there are.
+        """
+        errors: dict[int, IsolatedError] = {}
+        videos = {row: clip for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
+        if videos and self._videos is not None:
+            videos = self._decode_here(self._videos, videos, out_BTHWC)
+            self._gauges.count("fallbacks", len(videos))
+        errors |= self._decode_videos(videos, out_BTHWC)
         frames = {row: clip for row, clip in enumerate(clips) if isinstance(clip, FramesClip)}
-        for row, video in zip(videos, self._isolated.decode_videos(list(videos.values())), strict=True):
-            found[row] = video
-        headers = {row: {jpeg_header(request.jpeg) for request in clip.requests} for row, clip in frames.items()}
-        while rows := self._to_check({row: headers[row] for row in frames if found[row] is None}):
-            checks = self._isolated.check_jpegs([[_on_trial(one.jpeg) for one in frames[row].requests] for row in rows])
-            for row, error in zip(rows, checks, strict=True):
-                found[row] = error or self._decode_unknown(frames[row])
-                if not isinstance(found[row], IsolatedError):
-                    self._remember(headers[row])
-        known = [row for row in frames if found[row] is None]
-        for row, pixels in zip(known, self._decode_known([frames[row] for row in known]), strict=True):
-            found[row] = pixels
-        return [one for one in found if one is not None]
+        headers = {row: [self._headers.read(jpeg) for jpeg in clip.jpegs] for row, clip in frames.items()}
+        plain = {row: [one for one in own if one is not None] for row, own in headers.items() if None not in own}
+        errors |= self._decode_unusual({row: clip for row, clip in frames.items() if row not in plain}, out_BTHWC)
+        if self._frames.needs_trial:
+            errors |= self._try(plain)
+        rest = {row: (frames[row], own) for row, own in plain.items() if row not in errors}
+        errors |= self._decode_plain(rest, out_BTHWC)
+        return [errors.get(row) for row in range(len(clips))]
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes and threads."""
         self._isolated.close()
+        self._frames.close()
+        if self._videos is not None:
+            self._videos.close()
 
-    def _to_check(self, headers: Mapping[int, set[bytes | None]]) -> list[int]:
-        """Rows with headers that are not known; of those that share them only the first, which may make them known."""
-        rows, claimed = [], set(self._known_headers)
-        for row, own in headers.items():
-            if not own <= claimed:
-                rows.append(row)
-                claimed.update(header for header in own if header is not None)
-        return rows
+    def _decode_here(
+        self, decoder: VideoDecoder, clips: Mapping[int, VideoClip], out_BTHWC: Tensor
+    ) -> dict[int, VideoClip]:
+        """Writes the pixels of those videos that the decoder takes; gives the others."""
+        found = self._isolated.locate_videos([(clip.data, clip.choice) for clip in clips.values()])
+        located = {row: one for row, one in zip(clips, found, strict=True) if not isinstance(one, IsolatedError)}
+        requests = [VideoRequest(clips[row].data, one, clips[row].view) for row, one in located.items()]
+        refused = decoder.decode(requests, out_BTHWC, list(located))
+        done = {row for number, row in enumerate(located) if number not in refused}
+        return {row: clip for row, clip in clips.items() if row not in done}
 
-    def _decode_unknown(self, clip: FramesClip) -> Tensor | IsolatedError:
-        """Frame by frame: when one of several cannot be decoded, DALI (2.4) may crash while it works on the others."""
-        try:
-            pixels = torch.cat([self._frames.decode([request]) for request in clip.requests])
-        except ValueError as error:
-            return IsolatedError("decode", str(error))
-        return pixels[torch.from_numpy(clip.positions).to(pixels.device)]
+    def _decode_videos(self, clips: Mapping[int, VideoClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
+        errors = {}
+        found = self._isolated.decode_videos([(clip.data, clip.choice) for clip in clips.values()])
+        for (row, clip), pictures in zip(clips.items(), found, strict=True):
+            if isinstance(pictures, IsolatedError):
+                errors[row] = pictures
+            else:
+                _show(pictures, range(len(pictures)), clip.view, out_BTHWC[row])
+        return errors
 
-    def _remember(self, headers: Iterable[bytes | None]) -> None:
-        if len(self._known_headers) >= _MAX_KNOWN_HEADERS:
-            self._known_headers.clear()  # each frame has its own: nothing is gained by keeping more
-        self._known_headers.update(header for header in headers if header is not None)
-
-    def _decode_known(self, clips: Sequence[FramesClip]) -> list[Tensor | IsolatedError]:
+    def _decode_unusual(self, clips: Mapping[int, FramesClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
+        """By Pillow, in another process: other formats, progressive files, other colours, turned pictures."""
         if not clips:
-            return []
-        try:
-            pixels = self._frames.decode([request for clip in clips for request in clip.requests])
-        except ValueError as error:
-            # A decoder refuses a batch as a whole: one by one it is seen which it was.
-            if len(clips) == 1:
-                return [IsolatedError("decode", str(error))]
-            return [one for clip in clips for one in self._decode_known([clip])]
-        parts = torch.split(pixels, [len(clip.requests) for clip in clips])
-        return [part[torch.from_numpy(clip.positions).to(part.device)] for part, clip in zip(parts, clips, strict=True)]
+            return {}
+        self._gauges.count("fallbacks", len(clips))
+        errors = {}
+        found = self._isolated.decode_pictures([clip.jpegs for clip in clips.values()])
+        for (row, clip), pictures in zip(clips.items(), found, strict=True):
+            if isinstance(pictures, IsolatedError):
+                errors[row] = pictures
+            else:
+                _show(pictures, clip.positions, clip.view, out_BTHWC[row])
+        return errors
+
+    def _decode_plain(
+        self, clips: Mapping[int, tuple[FramesClip, Sequence[JpegHeader]]], out_BTHWC: Tensor
+    ) -> dict[int, IsolatedError]:
+        num_frames = out_BTHWC.shape[1]
+        requests, places = [], []
+        for row, (clip, headers) in clips.items():
+            for number, (jpeg, header) in enumerate(zip(clip.jpegs, headers, strict=True)):
+                requests.append(FrameRequest(jpeg, header.width, header.height, clip.view))
+                places.append(row * num_frames + clip.positions.index(number))
+        failed = self._frames.decode(requests, out_BTHWC.flatten(0, 1), places)
+        # As an array on a CPU: for a copy as small as this one, torch wakes all of its threads.
+        pixels: Any = out_BTHWC.numpy() if out_BTHWC.device.type == "cpu" else out_BTHWC
+        for row, (clip, _) in clips.items():
+            for position, number in enumerate(clip.positions):
+                if (first := clip.positions.index(number)) != position:
+                    pixels[row, position] = pixels[row, first]
+        # Of several frames of a clip the first, whichever thread found its damage first.
+        ordered = sorted(failed.items(), reverse=True)
+        return {places[number] // num_frames: IsolatedError("decode", reason) for number, reason in ordered}
+
+    def _try(self, headers: Mapping[int, Sequence[JpegHeader]]) -> dict[int, IsolatedError]:
+        """Clips with a header that no decoder takes, found where a crash costs nothing.
+
+        Of a file no more than the header is tried: damage behind it is no matter once the header is known, so it must
+        be none before that either. What becomes of a sample would depend on those that were met before it, and be
+        another thing after a restart.
+        """
+        if len(self._tried) >= _MAX_KNOWN_HEADERS:
+            self._tried.clear()  # each frame has its own: nothing is gained by keeping more
+        new = {header.data: header for own in headers.values() for header in own if header.data not in self._tried}
+        found = self._isolated.try_pictures([(grey_jpeg(header),) for header in new.values()])
+        errors = {data: error for data, error in zip(new, found, strict=True) if error is not None}
+        self._tried.update(data for data in new if data not in errors)
+        return {
+            row: next(errors[header.data] for header in own if header.data in errors)
+            for row, own in headers.items()
+            if any(header.data in errors for header in own)
+        }
 
 
-def _on_trial(jpeg: bytes) -> bytes:
-    """What is decoded to see whether a frame may be: no more than its header where that tells.
+def _show(pictures: Pictures, positions: Iterable[int], view: View, out_THWC: Tensor) -> None:
+    """Writes the pixels of a clip from its decoded frames."""
+    pixels_THWC = out_THWC if out_THWC.device.type == "cpu" else torch.empty_like(out_THWC, device="cpu")
+    for frame_HWC, number in zip(pixels_THWC.numpy(), positions, strict=True):
+        show(pictures[number], view, frame_HWC)
+    if pixels_THWC is not out_THWC:
+        out_THWC.copy_(pixels_THWC)
 
-    Damage behind a header is no matter once the header is known, so it must be none before that either: what becomes of
-    a sample would depend on those that were met before it, and be another thing after a restart.
-    """
-    header = jpeg_header(jpeg)
-    return jpeg if header is None else grey_jpeg(header)
 
-
-def build_clip_decoder(config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> ClipDecoder:
+def build_clip_decoder(
+    config: DecodeConfig,
+    image_size: int,
+    max_frames: int,
+    device_id: int | None,
+    gauges: Gauges | None = None,
+) -> ClipDecoder:
     """The decoder of a run or an evaluation; see `build_decoder`.
 
     Args:
@@ -163,6 +247,10 @@ def build_clip_decoder(config: DecodeConfig, image_size: int, max_frames: int, d
         image_size: side of the pixels handed out.
         max_frames: most frames of one call.
         device_id: the GPU, or None on a CPU.
+        gauges: get what it counts.
     """
     frames = build_decoder(config, image_size, max_frames, device_id)
-    return ClipDecoder(frames, IsolatedDecoder(config.num_processes, config.deadline_s, config.memory_mb))
+    isolated = IsolatedDecoder(config.num_processes, config.deadline_s, config.memory_mb)
+    videos = build_video_decoder(config, image_size, max_frames, device_id)
+    pin_memory = device_id is not None and frames.device.type == "cpu"
+    return ClipDecoder(frames, isolated, image_size, pin_memory, gauges, videos)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from alpro_stream.config import Config
 from alpro_stream.media import FetchConfig, FrameConfig
 from alpro_stream.shards.cache import CacheConfig
+from alpro_stream.stream.augment import Augment
 from alpro_stream.stream.cursor import StepRange
 from alpro_stream.stream.decode import DecodeConfig, decoder_name
 from alpro_stream.stream.frames import FramePolicy
@@ -45,9 +46,10 @@ class StreamConfig(Config):
     """Side of the random window over that of the stored frame; published: 224 of 256."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Mirrors all frames of a clip; captions that say left or right then no longer hold."""
-    augment: bool = False
-    """The published random operations (`alpro_stream.stream.augment`), the same for all frames of a clip. Mirroring is
-    one of them for videos, which `flip_probability` then leaves alone."""
+    augment: Augment = "none"
+    """Random operations on all frames of a clip alike, see `alpro_stream.stream.augment`: `published` as in the
+    authors' code, `increasing` where contrast, brightness and sharpness do change a video. Mirroring is one of them for
+    videos, which `flip_probability` then leaves alone; images get a random resized crop instead of `crop_scale`."""
     crop_only_probability: float = Field(default=0.0, ge=0, le=1)
     """Share of the samples of which only PEM's crop is shown, black around it, as a frozen prompter is asked later.
     0 as published; a prompter trained on few clips finds such pictures foreign, and names the same entities for all."""

@@ -5,37 +5,56 @@ A decoder is a function of bytes and parameters. It reads no files, shuffles not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError
+from alpro_stream.stream.nvdec import LocatedVideo
+from alpro_stream.stream.view import View
+
+Backend = Literal["libjpeg-turbo", "dali"]
 
 
 class DecodeConfig(Config):
     """Where and with how many threads frames are decoded."""
 
     device: Literal["cpu", "mixed"] = "cpu"
-    """`mixed` decodes on the GPU (nvJPEG) and leaves the pixels there."""
+    """`mixed` decodes on the GPU (nvJPEG, NVDEC) and leaves the pixels there."""
+    backend: Literal["auto", "libjpeg-turbo", "dali"] = "auto"
+    """What decodes stored frames. `auto` is DALI on a GPU and libjpeg-turbo on a CPU, where it is the faster one
+    (`benchmarks/decode.py`) and also there on systems without DALI."""
     num_threads: int = Field(default=2, ge=0)
-    """DALI's own threads, on each rank. 0 makes every batch when it is asked for, with no thread beside the step."""
+    """Threads that decode, on each rank; the one that reads is among them, or waits for them. 0 makes every batch when
+    it is asked for, with no thread beside the step."""
     prefetch: int = Field(default=2, ge=1)
     """Batches prepared ahead of the step, on each rank."""
     queue_mb: int = Field(default=1024, ge=1)
-    """Most MiB of batches that wait for the step, and of stored bytes that wait to be decoded, on each rank; one of
-    each is always let through."""
+    """Most MiB of batches that wait for the step, on each rank; one is always let through."""
     num_processes: int = Field(default=2, ge=1)
     """Processes beside each rank for what may hang or crash a decoder: stored videos, and frames of an unknown kind."""
     deadline_s: float = Field(default=30.0, gt=0)
     """Longest time for one sample in such a process; then it is killed, and the sample counts as unusable."""
     memory_mb: int = Field(default=2048, ge=200)
     """Most memory of such a process, in MiB."""
+    device_memory_mb: int = Field(default=4096, ge=256)
+    """Most memory of a GPU that decoding takes beside CUDA's own, in MiB: for buffers, and what they leave for NVDEC,
+    which keeps frames for each size of video. Videos of more sizes than fit are decoded on the CPU, and counted."""
 
+    @model_validator(mode="after")
+    def _can_use_a_gpu(self) -> Self:
+        if self.device == "mixed" and self.backend == "libjpeg-turbo":
+            raise ValueError("stream.decode.backend=libjpeg-turbo works on a CPU only; set device=cpu or backend=dali")
+        return self
 
-Window = tuple[float, float, float, float]
-WHOLE_FRAME: Window = (0.0, 0.0, 1.0, 1.0)
+    @property
+    def chosen_backend(self) -> Backend:
+        """The backend, whether it was named or not."""
+        if self.backend == "auto":
+            return "dali" if self.device == "mixed" else "libjpeg-turbo"
+        return self.backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +62,108 @@ class FrameRequest:
     """One stored frame and what is wanted of it.
 
     Attributes:
-        jpeg: the stored bytes.
-        window: (left, top, width, height) as fractions of the stored frame.
-        flip: mirror left and right, after cropping.
+        jpeg: the stored bytes, a plain JPEG (`alpro_stream.stream.jpeg.read_header`).
+        width: of the stored frame, in pixels.
+        height: of the stored frame, in pixels.
+        view: what is seen of it.
     """
 
     jpeg: bytes
-    window: Window
-    flip: bool
+    width: int
+    height: int
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRequest:
+    """A stored video and what is wanted of it.
+
+    Attributes:
+        data: the file.
+        located: the wanted frames, and their size as a data set would hold them.
+        view: what is seen of them.
+    """
+
+    data: bytes
+    located: LocatedVideo
+    view: View
 
 
 class FrameDecoder(Protocol):
-    """Decodes, crops, resizes to the model's image size and mirrors."""
+    """Decodes stored frames and shows what their views ask for.
 
-    def decode(self, requests: Sequence[FrameRequest]) -> torch.Tensor:
-        """Pixels of the requested frames, (N, image_size, image_size, 3) uint8, RGB.
+    Attributes:
+        device: where the pixels are written.
+        needs_trial: whether damaged bytes may crash the process: headers it has not met before must then be tried
+            elsewhere.
+    """
 
-        Bytes that were not checked before may crash the process; see `alpro_stream.stream.clips.ClipDecoder`.
+    device: torch.device
+    needs_trial: bool
 
-        Raises:
-            ValueError: some frame cannot be decoded; its position in `requests` is not known.
+    def decode(self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
+        """Writes the pixels of request ``i`` to ``out_NHWC[rows[i]]``.
+
+        Args:
+            requests: plain JPEGs.
+            out_NHWC: uint8 RGB on `device`, contiguous, of the model's image size.
+            rows: a row for each request, ascending.
+
+        Returns:
+            What is wrong with the requests that cannot be decoded, by number; the others are there.
         """
+        ...
+
+    def close(self) -> None:
+        """Ends its threads."""
+        ...
+
+
+class VideoDecoder(Protocol):
+    """Decodes stored videos in this process, and shows what their views ask for."""
+
+    def decode(self, requests: Sequence[VideoRequest], out_BTHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
+        """Writes the frames of request ``i`` to ``out_BTHWC[rows[i]]``.
+
+        Args:
+            requests: of as many frames as there is room for.
+            out_BTHWC: uint8 RGB, contiguous, of the model's image size.
+            rows: a row for each request, ascending.
+
+        Returns:
+            Why requests are not decoded, by number. Another decoder may take them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends its threads."""
         ...
 
 
 def decoder_name(config: DecodeConfig) -> str:
     """Name of the decoder; part of a run's fingerprint, as no two decoders give the same pixels."""
-    return f"dali-{config.device}"
+    return f"{config.chosen_backend}-{config.device}"
+
+
+def build_video_decoder(
+    config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None
+) -> VideoDecoder | None:
+    """NVDEC, where frames are decoded on a GPU; None where it is not used. Arguments as of `build_decoder`.
+
+    Raises:
+        ConfigError: `device_memory_mb` is too little for the buffers of frames alone.
+    """
+    if config.device == "cpu":
+        return None
+    from alpro_stream.stream.dali import DaliVideoDecoder, device_memory_mb
+
+    frames_mb = device_memory_mb(image_size, max_frames, image_size**2, config.num_threads)
+    if frames_mb > config.device_memory_mb:
+        raise ConfigError(
+            f"decoding may take {frames_mb} MiB of the GPU for {max_frames} frames of {image_size} pixels; "
+            f"stream.decode.device_memory_mb allows {config.device_memory_mb}: raise it, or give a rank smaller batches"
+        )
+    return DaliVideoDecoder(config, image_size, device_id, surfaces_mb=config.device_memory_mb - frames_mb)
 
 
 def build_decoder(config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> FrameDecoder:
@@ -86,7 +180,11 @@ def build_decoder(config: DecodeConfig, image_size: int, max_frames: int, device
     """
     if config.device == "mixed" and device_id is None:
         raise ConfigError("stream.decode.device is mixed, but no GPU was found here; set it to cpu")
-    # Imported here: DALI takes seconds to load, and sharding, evaluation pages and tests do without it.
+    if config.chosen_backend == "libjpeg-turbo":
+        from alpro_stream.stream.turbo import TurboDecoder
+
+        return TurboDecoder(config.num_threads)
+    # Imported here: DALI takes seconds to load, and most of what decodes on a CPU does without it.
     from alpro_stream.stream.dali import DaliDecoder
 
     return DaliDecoder(config, image_size, max_frames, device_id)

@@ -2,15 +2,12 @@
 
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from alpro_stream.stream.seeds import Draws
 
 FramePolicy = Literal["headtail", "uniform"]
 
 
-def choose_frames(num_stored: int, num_frames: int, policy: FramePolicy, draws: Draws) -> NDArray[np.int64]:
+def choose_frames(num_stored: int, num_frames: int, policy: FramePolicy, draws: Draws) -> list[int]:
     """Indices of `num_frames` stored frames, ascending.
 
     `headtail` (pre-training, section 4.1 of the paper and its code) draws half of the frames without
@@ -19,10 +16,10 @@ def choose_frames(num_stored: int, num_frames: int, policy: FramePolicy, draws: 
     ``floor((i + 0.5) * num_stored / num_frames)`` in both, so some repeat.
     """
     if policy == "uniform" or num_stored < num_frames:
-        return (2 * np.arange(num_frames, dtype=np.int64) + 1) * num_stored // (2 * num_frames)
+        return [(2 * frame + 1) * num_stored // (2 * num_frames) for frame in range(num_frames)]
     head = (num_frames + 1) // 2
     # The halves need not hold as many frames as are drawn from them: 5 of 5 frames are 3 + 2.
     middle = min(max(num_stored // 2, head), num_stored - (num_frames - head))
-    first = draws.permutation(middle)[:head]
-    last = middle + draws.permutation(num_stored - middle)[: num_frames - head]
-    return np.sort(np.concatenate([first, last]))
+    first = draws.distinct(head, middle)
+    last = draws.distinct(num_frames - head, num_stored - middle)
+    return [*first, *(middle + frame for frame in last)]

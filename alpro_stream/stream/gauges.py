@@ -10,9 +10,9 @@ from typing import Literal, get_args
 Stage = Literal["fetch", "read", "text", "decode"]
 """fetch: waiting until a remote shard is in the cache; read: members out of shards, with those waits; text: captions to
 tokens; decode: bytes to pixels."""
-Count = Literal["fetched_bytes", "storage_bytes", "frames", "clips", "quarantined"]
-Queue = Literal["read", "ready", "lookahead"]
-"""read: members that wait for the decoder; ready: batches that wait for the step; lookahead: batches that the trainer
+Count = Literal["fetched_bytes", "storage_bytes", "frames", "clips", "quarantined", "fallbacks"]
+Queue = Literal["ready", "lookahead"]
+"""ready: batches that wait for the step; lookahead: batches that the trainer
 holds while the prompter labels them."""
 
 _MB = 1e6
@@ -80,9 +80,10 @@ class Gauges:
 
         Returns:
             ``stream/fetched_mb_per_s`` (over the network), ``stream/storage_mb_per_s`` (read from shards, cached ones
-            included), ``stream/frames_per_s``, ``stream/clips_per_s``; ``stream/quarantined``, a
-            number of samples; ``stream/queue_mb``, the most that all queues held at one time (MB are 10**6 bytes);
-            and for each stage ``stream/<stage>_percent``, the share of the time in which it was busy.
+            included), ``stream/frames_per_s``, ``stream/clips_per_s``; ``stream/quarantined``, a number of samples;
+            ``stream/fallbacks``, those that the fast decoder could not take; ``stream/queue_mb``, the most that all
+            queues held at one time (MB are 10**6 bytes); and for each stage ``stream/<stage>_percent``, the share of
+            the time in which it was busy.
         """
         with self._lock:
             now = self._clock()
@@ -98,6 +99,7 @@ class Gauges:
                 "stream/frames_per_s": self._counts["frames"] / elapsed,
                 "stream/clips_per_s": self._counts["clips"] / elapsed,
                 "stream/quarantined": float(self._counts["quarantined"]),
+                "stream/fallbacks": float(self._counts["fallbacks"]),
                 "stream/queue_mb": self._most_waiting / _MB,
                 **{f"stream/{stage}_percent": 100 * s / elapsed for stage, s in self._seconds.items()},
             }

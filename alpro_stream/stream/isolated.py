@@ -3,16 +3,28 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from alpro_stream.errors import AlproError, Cause
 from alpro_stream.media.killable import KillableProcess, wait_for, write_all
-from alpro_stream.stream.isolated_process import ClipRequest, JpegRequest, Request, encode_request
+from alpro_stream.stream.isolated_process import (
+    FrameChoice,
+    LocateRequest,
+    PicturesRequest,
+    Request,
+    decode_answer,
+    encode_request,
+)
+from alpro_stream.stream.nvdec import LocatedVideo
 
-__all__ = ["ClipRequest", "IsolatedDecoder", "IsolatedError"]
+__all__ = ["FrameChoice", "IsolatedDecoder", "IsolatedError", "Pictures"]
+
+Pictures = list[NDArray[np.uint8]]
+"""RGB, (height, width, 3) each."""
 
 _PROCESS_MODULE = "alpro_stream.stream.isolated_process"
 _START_S = 60.0
@@ -51,45 +63,69 @@ class IsolatedDecoder:
         self._deadline_s = deadline_s
         self._processes = [_Process(memory_mb) for _ in range(num_processes)]
 
-    def check_jpegs(self, jpegs: Sequence[Sequence[bytes]]) -> list[IsolatedError | None]:
-        """Decodes stored frames on trial, to find the samples that cannot be decoded.
+    def try_pictures(self, samples: Sequence[Sequence[bytes]]) -> list[IsolatedError | None]:
+        """Decodes pictures on trial, to find the samples that cannot be decoded.
 
         Args:
-            jpegs: the frames of each sample.
+            samples: the pictures of each.
 
         Returns:
-            For each sample what is wrong with it; a truncated frame is refused.
+            For each sample what is wrong with it; a truncated picture is refused.
 
         Raises:
             AlproError: no process can be started.
         """
-        jobs = [_Job(frames, JpegRequest(tuple(map(len, frames))), None) for frames in jpegs]
+        jobs = [_Job(pictures, PicturesRequest(tuple(map(len, pictures)), False)) for pictures in samples]
         self._run(jobs)
         return [job.error for job in jobs]
 
-    def decode_videos(self, videos: Sequence[tuple[bytes, ClipRequest]]) -> list[torch.Tensor | IsolatedError]:
-        """Decodes stored videos.
+    def decode_pictures(self, samples: Sequence[Sequence[bytes]]) -> list[Pictures | IsolatedError]:
+        """Decodes pictures of any kind that Pillow reads, at their own size.
 
         Args:
-            videos: the bytes of each and what is wanted of it.
+            samples: the pictures of each.
 
         Returns:
-            For each video its pixels, [num_frames, image_size, image_size, 3] uint8 RGB, or what is wrong with it.
+            For each sample its pixels, or what is wrong with it.
 
         Raises:
             AlproError: no process can be started.
         """
-        jobs = [
-            _Job((video,), request, (request.num_frames, request.image_size, request.image_size, 3))
-            for video, request in videos
-        ]
+        jobs = [_Job(pictures, PicturesRequest(tuple(map(len, pictures)), True)) for pictures in samples]
+        return self._results(jobs)
+
+    def decode_videos(self, videos: Sequence[tuple[bytes, FrameChoice]]) -> list[Pictures | IsolatedError]:
+        """Decodes stored videos.
+
+        Args:
+            videos: the bytes of each, and which frames are wanted.
+
+        Returns:
+            For each video the frames as a data set of frames would hold them, or what is wrong with it.
+
+        Raises:
+            AlproError: no process can be started.
+        """
+        return self._results([_Job((video,), choice) for video, choice in videos])
+
+    def locate_videos(self, videos: Sequence[tuple[bytes, FrameChoice]]) -> list[LocatedVideo | IsolatedError]:
+        """Finds the wanted frames of stored videos without decoding them; arguments and errors as in `decode_videos`.
+
+        Returns:
+            For each video where its frames are, or why that cannot be told.
+        """
+        jobs = [_Job((video,), LocateRequest(choice)) for video, choice in videos]
         self._run(jobs)
-        return [cast(torch.Tensor | IsolatedError, job.pixels if job.error is None else job.error) for job in jobs]
+        return [cast(LocatedVideo, job.located) if job.error is None else job.error for job in jobs]
 
     def close(self) -> None:
         """Ends all processes and frees their buffers; may be called again."""
         for process in self._processes:
             process.close()
+
+    def _results(self, jobs: Sequence["_Job"]) -> list[Pictures | IsolatedError]:
+        self._run(jobs)
+        return [job.pictures if job.error is None else job.error for job in jobs]
 
     def _run(self, jobs: Sequence["_Job"]) -> None:
         waiting = deque(jobs)
@@ -113,7 +149,9 @@ class IsolatedDecoder:
         for process in talking:
             try:
                 process.receive(self._deadline_s)
-            except (EOFError, OSError, ValueError):
+            except ValueError as error:
+                yield from process.give_up("crash", f"the process that decodes it gave a wrong answer ({error})")
+            except (EOFError, OSError):
                 yield from process.give_up("crash", f"the process that decodes it {process.how_it_ended()}")
         for process in late:
             limit = "" if process.is_starting else f" (deadline {self._deadline_s:g} s)"
@@ -127,18 +165,25 @@ class _Job:
     Attributes:
         contents: its bytes, in parts.
         request: what to do with them.
-        shape: of the pixels that come back; None when none do.
         num_attempts: how often it was begun.
-        pixels: what came back.
+        pictures: what came back.
+        located: what came back of a `LocateRequest`.
         error: why nothing did.
     """
 
     contents: Sequence[bytes]
     request: Request
-    shape: tuple[int, ...] | None
     num_attempts: int = 0
-    pixels: torch.Tensor | None = None
+    pictures: Pictures = field(default_factory=list)
+    located: LocatedVideo | None = None
     error: IsolatedError | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        """How many are to come back."""
+        if isinstance(self.request, PicturesRequest):
+            return len(self.request.sizes) if self.request.wanted else 0
+        return self.request.num_frames if isinstance(self.request, FrameChoice) else 0
 
 
 class _Process(KillableProcess):
@@ -167,23 +212,36 @@ class _Process(KillableProcess):
 
         Raises:
             EOFError, OSError: it died.
-            ValueError: it left fewer pixels than it should.
+            ValueError: it gives other pictures than were asked for, or fewer pixels than it says.
         """
         job = self.job
         assert job is not None
-        reason = self.connection.recv_bytes().decode()
+        said = self.connection.recv_bytes()
         if self.is_starting:
             self.is_starting = False
             self._allow(deadline_s)
             return
-        if reason:
-            job.error = IsolatedError("decode", reason)
-        elif job.shape is not None:
-            job.pixels = torch.empty(job.shape, dtype=torch.uint8)
-            if os.preadv(self._buffer.fileno(), [job.pixels.numpy().data], 0) != job.pixels.numel():
-                raise ValueError("pixels are missing")
+        answer = decode_answer(said)
+        if answer.reason:
+            job.error = IsolatedError("decode", answer.reason)
+        else:
+            if len(answer.sizes) != job.num_pictures or isinstance(job.request, LocateRequest) != bool(answer.located):
+                raise ValueError("not what was asked for")
+            job.located = answer.located
+            job.pictures = self._pictures(answer.sizes)
         self.job = None
         self._buffer.truncate(0)  # between calls it holds no memory
+
+    def _pictures(self, sizes: Sequence[tuple[int, int]]) -> Pictures:
+        # Compared before memory is taken: who says it is not trusted.
+        if sum(3 * height * width for height, width in sizes) > os.fstat(self._buffer.fileno()).st_size:
+            raise ValueError("pixels are missing")
+        pictures, position = [], 0
+        for height, width in sizes:
+            picture = np.empty((height, width, 3), np.uint8)
+            position += os.preadv(self._buffer.fileno(), [picture.data], position)
+            pictures.append(picture)
+        return pictures
 
     def give_up(self, cause: Cause, reason: str) -> list[_Job]:
         """Kills it; its job once more if that has another chance.

@@ -1,68 +1,90 @@
-"""The process in which stored videos are decoded, and stored frames are checked: it may hang or crash.
+"""The process in which stored videos and unusual pictures are decoded: it may hang or crash.
 
 Started by `isolated` as a `KillableProcess` with one open file. That holds the bytes of the request, and then the
 pixels of the answer. It imports no torch, which takes seconds to load.
 """
 
-import io
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from alpro_stream.errors import MediaError
-from alpro_stream.media import FrameConfig, sparse_frames, window_of
+from alpro_stream.media import FrameConfig, read_whole_image, sparse_frames, window_of
 from alpro_stream.media.killable import connect, limit_memory, write_all
 from alpro_stream.stream.frames import FramePolicy, choose_frames
+from alpro_stream.stream.nvdec import LocatedVideo, VideoFacts, locate_video
 from alpro_stream.stream.seeds import Draws
 
 # An answer has to be small, and some libraries put much into their messages.
 _MAX_REASON = 1000
-# Ours are JPEG; collections of images have these too.
-_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True, slots=True)
-class ClipRequest:
-    """What is wanted of a stored video.
+class FrameChoice:
+    """Which frames of a clip are wanted.
 
     Attributes:
-        num_frames: how many frames.
-        policy: how they are chosen among those that a data set of frames would hold.
+        num_frames: how many.
+        policy: how they are chosen among the stored ones.
         identity: names the draws of the choice.
-        window: (left, top, width, height) as fractions of the frame.
-        flip: mirror left and right, after cropping.
-        image_size: side of the pixels handed out.
-        frames: the frames that a data set of frames would hold, and their size.
+        stored: where a whole video is stored: the frames that a data set of frames would hold, and their size.
     """
 
     num_frames: int
     policy: FramePolicy
     identity: tuple[int | str, ...]
-    window: tuple[float, float, float, float]
-    flip: bool
-    image_size: int
-    frames: FrameConfig
+    stored: FrameConfig
+
+    def among(self, num_stored: int) -> list[int]:
+        """Numbers of the wanted frames, ascending; some may repeat."""
+        draws = Draws("frames", *self.identity)
+        return choose_frames(num_stored, self.num_frames, self.policy, draws)
 
 
 @dataclass(frozen=True, slots=True)
-class JpegRequest:
-    """JPEG files to decode on trial, one after the other in the open file.
+class PicturesRequest:
+    """Pictures to decode, one after the other in the open file.
 
     Attributes:
         sizes: bytes of each.
+        wanted: whether their pixels are, or only the word that there are some.
     """
 
     sizes: tuple[int, ...]
+    wanted: bool
 
 
-Request = ClipRequest | JpegRequest
+@dataclass(frozen=True, slots=True)
+class LocateRequest:
+    """A stored video whose wanted frames are to be found, for another decoder."""
+
+    choice: FrameChoice
+
+
+Request = FrameChoice | PicturesRequest | LocateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request.
+
+    Attributes:
+        reason: what is wrong with the sample, in a sentence; empty where nothing is.
+        sizes: (height, width) of each picture whose pixels are in the open file.
+        located: where the frames of a video are.
+    """
+
+    reason: str = ""
+    sizes: tuple[tuple[int, int], ...] = ()
+    located: LocatedVideo | None = None
 
 
 def encode_request(request: Request) -> bytes:
@@ -74,100 +96,112 @@ def decode_request(data: bytes) -> Request:
     """The inverse of `encode_request`."""
     values = json.loads(data)
     if "sizes" in values:
-        return JpegRequest(tuple(values["sizes"]))
-    for name in ("identity", "window"):
-        values[name] = tuple(values[name])
-    return ClipRequest(**{**values, "frames": FrameConfig(**values["frames"])})
+        return PicturesRequest(tuple(values["sizes"]), values["wanted"])
+    if "choice" in values:
+        return LocateRequest(_choice(values["choice"]))
+    return _choice(values)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """What `decode_answer` reads."""
+    located = answer.located and asdict(answer.located)
+    return json.dumps([answer.reason[:_MAX_REASON], answer.sizes, located]).encode(errors="replace")
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The inverse of `encode_answer`.
+
+    Raises:
+        ValueError: it is none; the process that sent it is not trusted.
+    """
+    match json.loads(data):
+        case [str(reason), list(sizes), None] if all(_is_size(size) for size in sizes):
+            return Answer(reason, tuple((height, width) for height, width in sizes))
+        case ["", [], {"facts": dict(facts), "frames": list(frames), "width": int(width), "height": int(height)}]:
+            try:
+                return Answer(located=LocatedVideo(VideoFacts(**facts), tuple(frames), width, height))
+            except TypeError as error:
+                raise ValueError("no answer") from error
+    raise ValueError("no answer")
 
 
 def main(arguments: list[str]) -> None:
-    """Says that it is ready, and answers requests until the connection ends.
-
-    An answer is a sentence that says what is wrong, or empty; so is the word of being ready.
-    """
+    """Says that it is ready, by an empty word, and answers requests until the connection ends."""
     connection, (buffer,) = connect(arguments)
     memory_mb = int(connection.recv_bytes())
     limit_memory(memory_mb << 20)
-    warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised here
+    warnings.simplefilter("ignore")
     with suppress(EOFError, OSError, KeyboardInterrupt):  # the other process ended
         connection.send_bytes(b"")
         while True:
             request = decode_request(connection.recv_bytes())
-            connection.send_bytes(_answer(request, buffer, memory_mb)[:_MAX_REASON].encode(errors="replace"))
+            connection.send_bytes(encode_answer(_answer(request, buffer, memory_mb)))
 
 
-def clip_pixels(frames: tuple[NDArray[np.uint8], ...], request: ClipRequest) -> NDArray[np.uint8]:
-    """Cuts frames to the window in whole pixels, resizes and mirrors them.
-
-    Args:
-        frames: RGB, [height, width, 3] each.
-        request: window, size and mirroring.
-
-    Returns:
-        Shape [frames, image_size, image_size, 3].
-    """
-    return np.stack([_cut(frame, request) for frame in frames])
-
-
-def _answer(request: Request, buffer: int, memory_mb: int) -> str:
+def _answer(request: Request, buffer: int, memory_mb: int) -> Answer:
     try:
-        if isinstance(request, JpegRequest):
-            return _check_jpegs(request, buffer)
-        _decode_clip(request, buffer)
+        if isinstance(request, PicturesRequest):
+            return _decode_pictures(request, buffer)
+        if isinstance(request, LocateRequest):
+            return _locate(request.choice, buffer)
+        return _decode_video(request, buffer)
     except MediaError as error:
-        return str(error) or "the video cannot be decoded"
+        return Answer(str(error) or "it cannot be decoded")
     except MemoryError:
-        return f"it needs more memory than {memory_mb} MiB"
+        return Answer(f"it needs more memory than {memory_mb} MiB")
     except Exception as error:  # one strange file must not cost the other samples
-        return f"unexpected {type(error).__name__}: {error}"
-    return ""
+        return Answer(f"unexpected {type(error).__name__}: {error}")
 
 
-def _check_jpegs(request: JpegRequest, buffer: int) -> str:
-    position = 0
+def _decode_pictures(request: PicturesRequest, buffer: int) -> Answer:
+    pictures, position = [], 0
     for number, size in enumerate(request.sizes):
-        data = os.pread(buffer, size, position)
-        position += size
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                image.load()  # the whole file, so that a truncated one is an error and not grey
-        except (OSError, ValueError, SyntaxError, IndexError, EOFError, Image.DecompressionBombError) as error:
-            # Pillow names the object that it was to read, which tells nothing.
-            reason = (
-                f"not a picture of {', '.join(_FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
-            )
-            return f"frame {number} of {len(request.sizes)}: {reason}"
-    return ""
+            if size == 0:
+                raise MediaError("it is empty")
+            with window_of(buffer, position, size) as file:
+                picture = read_whole_image(file, FrameConfig().max_pixels)
+        except MediaError as error:
+            raise MediaError(f"frame {number} of {len(request.sizes)}: {error}") from error
+        position += size
+        if request.wanted:
+            pictures.append(picture)
+    return _hand_over(pictures, buffer)
 
 
-def _decode_clip(request: ClipRequest, buffer: int) -> None:
-    """Puts the pixels into the open file."""
+def _locate(choice: FrameChoice, buffer: int) -> Answer:
+    with _video(buffer) as video:
+        return Answer(located=locate_video(video, choice.stored, choice.among))
+
+
+def _decode_video(request: FrameChoice, buffer: int) -> Answer:
+    with _video(buffer) as video:
+        return _hand_over(sparse_frames(video, request.stored, choose=request.among).frames, buffer)
+
+
+def _video(buffer: int) -> BinaryIO:
     size = os.fstat(buffer).st_size
     if size == 0:
         raise MediaError("the video is empty")
-    with window_of(buffer, 0, size) as video:
-        clip = sparse_frames(
-            video,
-            request.frames,
-            choose=lambda num_stored: choose_frames(
-                num_stored, request.num_frames, request.policy, Draws("frames", *request.identity)
-            ).tolist(),
-        )
-    pixels = clip_pixels(clip.frames, request)
+    return window_of(buffer, 0, size)
+
+
+def _choice(values: dict[str, Any]) -> FrameChoice:
+    return FrameChoice(**{**values, "identity": tuple(values["identity"]), "stored": FrameConfig(**values["stored"])})
+
+
+def _hand_over(pictures: Iterable[NDArray[np.uint8]], buffer: int) -> Answer:
+    """Puts pixels into the open file, over the request."""
     os.lseek(buffer, 0, os.SEEK_SET)
-    write_all(buffer, pixels.data)
+    sizes = []
+    for picture in pictures:
+        write_all(buffer, np.ascontiguousarray(picture).data)
+        sizes.append((picture.shape[0], picture.shape[1]))
+    return Answer(sizes=tuple(sizes))
 
 
-def _cut(frame: NDArray[np.uint8], request: ClipRequest) -> NDArray[np.uint8]:
-    height, width = frame.shape[:2]
-    left, top = round(request.window[0] * width), round(request.window[1] * height)
-    right, bottom = left + round(request.window[2] * width), top + round(request.window[3] * height)
-    cut = frame[top:bottom, left:right]
-    if cut.shape[:2] != (request.image_size, request.image_size):
-        # Pillow's bilinear filter widens when it shrinks, so it does not alias.
-        size = (request.image_size, request.image_size)
-        cut = np.asarray(Image.fromarray(cut).resize(size, Image.Resampling.BILINEAR))
-    return cut[:, ::-1] if request.flip else cut
+def _is_size(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)
 
 
 if __name__ == "__main__":

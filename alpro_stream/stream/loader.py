@@ -1,26 +1,25 @@
-"""The loader: batches of one rank, prepared ahead of the step by two threads with a bounded queue behind each.
+"""The loader: batches of one rank, prepared ahead of the step by a thread with a bounded queue behind it.
 
 ::
 
-    reader thread                    decoder thread                     the step
-    plan -> members of shards  -->   pixels, tokens, substitutes  -->   iterates
-                          stored bytes                      batches
+    loader thread: plan -> members of shards -> pixels, tokens, substitutes   -->   the step iterates
+                                                                            batches
+
+One thread for both halves: Python lets one thread at a time run its code, and a second one that reads while the first
+waits for pixels, a few hundred times a batch, costs more than it gains (docs/streaming.md has the measurement). The
+threads that decode work without that lock.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Sequence
 
 from alpro_stream.stream.ahead import LookAhead
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.cursor import StepRange, num_steps_left, steps_left
 from alpro_stream.stream.gauges import Gauges
-from alpro_stream.stream.gauges import Queue as QueueName
-from alpro_stream.stream.maker import BatchMaker, ReadBatch
+from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan, lanes_of_rank
-
-T = TypeVar("T", Batch, ReadBatch)
 
 
 class Loader:
@@ -62,20 +61,14 @@ class Loader:
         self._ahead = LookAhead(plan, self._lanes, maker.sources, self._steps())
         self._num_fetched = 0
         decode = maker.config.decode
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._waiting: Iterator[Batch] | None = None
         if decode.num_threads == 0:
             self._waiting = self._make_here()
             return
-        self._read: _Queue[ReadBatch] = _Queue("read", decode.prefetch, decode.queue_mb << 20, maker.gauges)
-        self._ready: _Queue[Batch] = _Queue("ready", decode.prefetch, decode.queue_mb << 20, maker.gauges)
-        for name, work, queue in (
-            ("alpro-reader", self._read_all, self._read),
-            ("alpro-decoder", self._decode_all, self._ready),
-        ):
-            thread = threading.Thread(target=_run, args=(work, queue), name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._ready = _Queue(decode.prefetch, decode.queue_mb << 20, maker.gauges)
+        self._thread = threading.Thread(target=self._make_all, name="alpro-loader", daemon=True)
+        self._thread.start()
 
     def __len__(self) -> int:
         return self._num_left
@@ -93,17 +86,15 @@ class Loader:
         return gauges.lap()
 
     def close(self) -> None:
-        """Stops the threads, at the latest after what they are at; what they had prepared is dropped.
+        """Stops the thread, at the latest after the batch that it is at; what it had prepared is dropped.
 
         Ends the caches of remote sources too, so that nobody waits for a slow server.
         """
         self._waiting = None if self._waiting is None else iter(())
         self._ahead.stop()
-        if self._threads:
-            self._read.close()
+        if self._thread is not None:
             self._ready.close()
-        for thread in self._threads:
-            thread.join()
+            self._thread.join()
 
     def _next(self) -> Batch | None:
         return self._ready.take() if self._waiting is None else next(self._waiting, None)
@@ -116,34 +107,29 @@ class Loader:
             self._ahead.reached(step)
             yield self._maker.make(self._plan, step, self._lanes)
 
-    def _read_all(self) -> None:
-        for step in self._steps():
-            if not self._read.wait_for_room():
-                return
-            self._ahead.reached(step)
-            self._read.put(self._maker.read(self._plan, step, self._lanes))
-
-    def _decode_all(self) -> None:
-        while self._ready.wait_for_room() and (item := self._read.take()) is not None:
-            self._ready.put(self._maker.finish(self._plan, item))
-
-
-def _run(work: Callable[[], None], queue: "_Queue[Batch] | _Queue[ReadBatch]") -> None:
-    error: BaseException | None = None
-    try:
-        work()
-    except BaseException as raised:  # Handed to the thread that waits, whatever it is.
-        error = raised
-    queue.end(error)
+    def _make_all(self) -> None:
+        error: BaseException | None = None
+        try:
+            for step in self._steps():
+                if not self._ready.wait_for_room():
+                    break
+                self._ahead.reached(step)
+                read = self._maker.read(self._plan, step, self._lanes)
+                if not self._ready.wait_for_room():  # closed meanwhile
+                    break
+                self._ready.put(self._maker.finish(self._plan, read))
+        except BaseException as raised:  # Handed to the thread that waits, whatever it is.
+            error = raised
+        self._ready.end(error)
 
 
-class _Queue(Generic[T]):
-    """Items from one thread to another, bounded in number and in bytes; ends with an error, or without one."""
+class _Queue:
+    """Batches from one thread to another, bounded in number and in bytes; ends with an error, or without one."""
 
-    def __init__(self, name: QueueName, max_items: int, max_bytes: int, gauges: Gauges) -> None:
-        self._name, self._max_items, self._max_bytes, self._gauges = name, max_items, max_bytes, gauges
+    def __init__(self, max_items: int, max_bytes: int, gauges: Gauges) -> None:
+        self._max_items, self._max_bytes, self._gauges = max_items, max_bytes, gauges
         self._changed = threading.Condition()
-        self._items: deque[T] = deque()
+        self._items: deque[Batch] = deque()
         self._num_bytes = 0
         # Of the largest so far: the next one is taken to be no larger.
         self._expected_bytes = 0
@@ -157,7 +143,7 @@ class _Queue(Generic[T]):
             self._changed.wait_for(lambda: self._has_room() or self._closed)
             return not self._closed
 
-    def put(self, item: T) -> None:
+    def put(self, item: Batch) -> None:
         """Hands an item over; it is dropped when the queue is closed."""
         with self._changed:
             if not self._closed:
@@ -166,7 +152,7 @@ class _Queue(Generic[T]):
                 self._expected_bytes = max(self._expected_bytes, item.num_bytes)
                 self._report()
 
-    def take(self) -> T | None:
+    def take(self) -> Batch | None:
         """The next item; None when there will be none.
 
         Raises:
@@ -203,5 +189,5 @@ class _Queue(Generic[T]):
         return len(self._items) < self._max_items and self._num_bytes + self._expected_bytes <= self._max_bytes
 
     def _report(self) -> None:
-        self._gauges.queue(self._name, self._num_bytes)
+        self._gauges.queue("ready", self._num_bytes)
         self._changed.notify_all()

@@ -5,22 +5,21 @@ cores. Samples that cannot be used are replaced in `finish`.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alpro_stream.errors import SampleError
 from alpro_stream.shards.sample import SampleMetadata
-from alpro_stream.stream.augment import RECIPES, augment, draw_operations
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.clips import ClipDecoder, FramesClip, VideoClip, read_clip
 from alpro_stream.stream.config import StreamConfig
-from alpro_stream.stream.crops import black_outside, pem_crop_box, random_window
-from alpro_stream.stream.decode import WHOLE_FRAME
+from alpro_stream.stream.crops import black_outside, draw_view, pem_crop_boxes
 from alpro_stream.stream.gauges import Gauges
-from alpro_stream.stream.isolated import ClipRequest, IsolatedError
+from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.plan import Plan, PlannedStep
 from alpro_stream.stream.quarantine import Failure, Occurrence, Quarantine, QuarantineConfig
 from alpro_stream.stream.seeds import Draws, sample_keys
@@ -48,7 +47,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """A step whose stored bytes are here; what could not be read is an error in its place."""
+    """A step whose stored bytes are here; what could not be read is an error in its place.
+
+    Attributes:
+        planned: the step.
+        lanes: of this batch.
+        samples: as they were read.
+    """
 
     planned: PlannedStep
     lanes: range
@@ -110,23 +115,24 @@ class BatchMaker:
 
     def finish(self, plan: Plan, batch: ReadBatch) -> Batch:
         """Everything that `make` does with what was read; errors as there."""
-        decoded: list[_Decoded | None] = []
-        failures: list[Failure | None] = []
+        pixels_BTHWC = self.decoder.empty(len(batch.samples), self._num_frames(self.sources[batch.planned.source]))
+        samples: list[Sample | None] = []
+        failures: dict[int, Failure] = {}
         with self.gauges.busy("decode"):
-            for row, outcome in enumerate(self._decode(batch.planned, batch.samples)):
+            for row, outcome in enumerate(self._decode(batch.samples, pixels_BTHWC)):
                 if isinstance(outcome, SampleError):
                     # Before a substitute is looked for, which may take long.
                     self.quarantine.count(outcome)
-                    substitute, failure = self._substitute(plan, batch, row, outcome)
-                    decoded.append(substitute)
-                    failures.append(failure)
+                    substitute, failures[row] = self._substitute(plan, batch, row, outcome, pixels_BTHWC[row : row + 1])
+                    samples.append(substitute)
                 else:
                     self.quarantine.count(None)
-                    decoded.append(outcome)
-                    failures.append(None)
-        self.gauges.count("clips", len(decoded))
-        self.gauges.count("quarantined", sum(failure is not None for failure in failures))
-        return self._assemble(batch, decoded, failures)
+                    samples.append(outcome)
+        self.gauges.count("clips", len(samples))
+        self.gauges.count("quarantined", len(failures))
+        finished = self._assemble(batch, samples, failures, pixels_BTHWC)
+        self._hide_outside(finished, samples)
+        return finished
 
     def close(self) -> None:
         """Ends the decoder's processes and closes the record of failures."""
@@ -151,60 +157,45 @@ class BatchMaker:
         which = () if number is None else (number,)
         identity = (self.config.seed, source.name, pass_index, metadata.key, *which)
         text, answer = _text_of(source, metadata, number, identity, place)
-        return Sample(
-            place, identity, metadata, text, answer, read_clip(source, name, slot, place, self._view(source, identity))
+        choice = FrameChoice(self._num_frames(source), self.config.frames, identity, self.config.video)
+        view = draw_view(
+            source.kind,
+            self.config.video.size if source.stores_videos else source.stored_size,
+            identity,
+            crop_scale=self.config.crop_scale,
+            flip_probability=self.config.flip_probability,
+            augment=self.config.augment,
         )
+        clip = read_clip(source, name, slot, place, choice, view)
+        return Sample(place, identity, metadata, text, answer, clip)
 
-    def _view(self, source: Source, identity: tuple[int | str, ...]) -> ClipRequest:
-        """Which frames of a clip, and which part of them, are drawn for it."""
-        window = WHOLE_FRAME
-        if self.config.crop_scale < 1:
-            size = self.config.video.size if source.stores_videos else source.stored_size
-            window = random_window(size, self.config.crop_scale, Draws("crop", *identity))
-        flips_itself = self.config.augment and source.kind == "video"
-        flip = not flips_itself and bool(Draws("flip", *identity).uniform(1)[0] < self.config.flip_probability)
-        return ClipRequest(
-            num_frames=self.num_frames,
-            policy=self.config.frames,
-            identity=identity,
-            window=window,
-            flip=flip,
-            image_size=self.image_size,
-            frames=self.config.video,
-        )
-
-    def _decode(self, planned: PlannedStep, samples: Sequence[Sample | SampleError]) -> list["_Decoded | SampleError"]:
-        """Pixels of each sample, augmented; an error where there are none."""
-        read = [sample for sample in samples if isinstance(sample, Sample)]
-        pixels = iter(self.decoder.decode([sample.clip for sample in read]))
-        outcomes: list[_Decoded | SampleError] = []
-        for sample in samples:
-            if isinstance(sample, SampleError):
-                outcomes.append(sample)
-                continue
-            found = next(pixels)
-            if isinstance(found, IsolatedError):
-                outcomes.append(SampleError(sample.place, found.cause, found.reason))
-                continue
-            self.gauges.count("frames", len(found))
-            if self.config.augment:
-                recipe = RECIPES[self.sources[planned.source].kind]
-                found = augment(found, draw_operations(recipe, Draws("augment", *sample.identity)))
-            outcomes.append(_Decoded(sample, found))
+    def _decode(self, samples: Sequence[Sample | SampleError], out_BTHWC: Tensor) -> list[Sample | SampleError]:
+        """Writes the pixels of each sample; gives an error in its place where there are none."""
+        rows = [row for row, sample in enumerate(samples) if isinstance(sample, Sample)]
+        clips = [sample.clip for sample in samples if isinstance(sample, Sample)]
+        whole = len(rows) == len(samples)
+        room = out_BTHWC if whole else self.decoder.empty(len(rows), out_BTHWC.shape[1])
+        outcomes = list(samples)
+        for row, error in zip(rows, self.decoder.decode(clips, room), strict=True):
+            if error is not None:
+                outcomes[row] = SampleError(_place(samples[row]), error.cause, error.reason)
+        if not whole:
+            out_BTHWC[rows] = room
+        self.gauges.count("frames", sum(isinstance(one, Sample) for one in outcomes) * out_BTHWC.shape[1])
         return outcomes
 
     def _substitute(
-        self, plan: Plan, batch: ReadBatch, row: int, error: SampleError
-    ) -> tuple["_Decoded | None", Failure]:
-        """What takes the place of a sample, None where the left-over has nothing; and the failure, recorded."""
+        self, plan: Plan, batch: ReadBatch, row: int, error: SampleError, out_1THWC: Tensor
+    ) -> tuple[Sample | None, Failure]:
+        """What takes the place of a sample, None and black where the left-over has nothing; the failure, recorded."""
         planned = batch.planned
         source = self.sources[planned.source]
         lane, place = divmod(row, plan.lane_batch)
         row += batch.lanes.start * plan.lane_batch
         failed = [(*planned.refs[lane, place].tolist(), error)]
-        found: _Decoded | None = None
+        found: Sample | None = None
         for shard, unit in plan.substitutes(planned.step, batch.lanes[lane], place)[:_MAX_SUBSTITUTES].tolist():
-            (outcome,) = self._decode(planned, [self._read(planned, row, shard, unit)])
+            (outcome,) = self._decode([self._read(planned, row, shard, unit)], out_1THWC)
             if not isinstance(outcome, SampleError):
                 found = outcome
                 break
@@ -220,74 +211,75 @@ class BatchMaker:
                 place=e.place,
                 cause=e.cause,
                 reason=e.reason,
-                substitute=None if found is None else found.sample.place,
+                substitute=None if found is None else found.place,
             )
             for shard, unit, e in failed
         ]
         for failure in failures:
             self.quarantine.record(failure)
+        if found is None:
+            out_1THWC.zero_()
         return found, failures[0]
 
     def _assemble(
-        self, batch: ReadBatch, decoded: Sequence["_Decoded | None"], failures: Sequence[Failure | None]
+        self, batch: ReadBatch, samples: Sequence[Sample | None], failures: Mapping[int, Failure], pixels_BTHWC: Tensor
     ) -> Batch:
+        """The batch, with what is drawn for each sample. Where there is none: a clip without words, which no loss sees.
+
+        Args:
+            batch: as it was read.
+            samples: of each row.
+            failures: of the rows that are not as planned.
+            pixels_BTHWC: of each row.
+        """
         planned, lanes = batch.planned, batch.lanes
-        source = self.sources[planned.source]
-        # Where nothing could be found: a black clip without words, which no loss looks at.
         identities = [
-            one.sample.identity if one else ("masked", planned.step, lanes.start, row)
-            for row, one in enumerate(decoded)
+            sample.identity if sample else ("masked", planned.step, lanes.start, row)
+            for row, sample in enumerate(samples)
         ]
-        texts = tuple(one.sample.text if one else "" for one in decoded)
+        texts = tuple(sample.text if sample else "" for sample in samples)
         with self.gauges.busy("text"):
             ids, mask = self.tokenizer(texts)
             masked = self.tokenizer.mask(ids.numpy(), sample_keys(identities, "mlm"), self.config.text.mlm_probability)
-        frames = self._stack(source, decoded)
-        boxes = [pem_crop_box(self.image_size, self.patch_size, Draws("pem", *identity)) for identity in identities]
-        for clip_THWC, box, identity in zip(frames, boxes, identities, strict=True):
-            if Draws("crop only", *identity).uniform(1)[0] < self.config.crop_only_probability:
-                black_outside(clip_THWC, box * self.patch_size)
-        keys = [
-            one.sample.metadata.key if one else _key_of(failure) for one, failure in zip(decoded, failures, strict=True)
-        ]
-        videos = [same_video(one.sample.metadata) if one else f"masked {row}" for row, one in enumerate(decoded)]
+        source = self.sources[planned.source]
+        boxes_B4 = pem_crop_boxes(self.image_size, self.patch_size, sample_keys(identities, "pem"))
+        videos = [same_video(sample.metadata) if sample else f"masked {row}" for row, sample in enumerate(samples)]
         return Batch(
             step=planned.step,
             source=source.name,
             kind=source.kind,
             first_lane=lanes.start,
             num_lanes=len(lanes),
-            keys=tuple(keys),
+            keys=tuple(
+                sample.metadata.key if sample else _key_of(failures.get(row)) for row, sample in enumerate(samples)
+            ),
             captions=texts,
-            answers=tuple(one.sample.answer if one else "" for one in decoded),
-            num_quarantined=sum(failure is not None for failure in failures),
-            frames_BTHWC=frames,
+            answers=tuple(sample.answer if sample else "" for sample in samples),
+            num_quarantined=len(failures),
+            frames_BTHWC=pixels_BTHWC,
             ids_BL=ids,
             mask_BL=mask,
             mlm_ids_BL=torch.from_numpy(masked.ids_BL),
             mlm_labels_BL=torch.from_numpy(masked.labels_BL),
-            boxes_B4=torch.from_numpy(np.stack(boxes)),
-            valid_B=torch.tensor([one is not None for one in decoded]),
+            boxes_B4=torch.from_numpy(boxes_B4),
+            valid_B=torch.tensor([sample is not None for sample in samples]),
             video_id_B=_identities(f"{source.name}\x1f{video}" for video in videos),
             text_id_B=_identities(same_text(text) for text in texts),
-            noise_B2N=negative_noise(self.config.seed, planned.step, lanes, len(decoded) // len(lanes)),
+            noise_B2N=negative_noise(self.config.seed, planned.step, lanes, len(samples) // len(lanes)),
         )
 
-    def _stack(self, source: Source, decoded: Sequence["_Decoded | None"]) -> torch.Tensor:
-        """Pixels of the whole batch, (B, T, H, W, 3); black where there are none."""
-        some = next((one.pixels for one in decoded if one), None)
-        if some is None:
-            num_frames = 1 if source.kind == "image" else self.num_frames
-            some = torch.zeros(num_frames, self.image_size, self.image_size, 3, dtype=torch.uint8)
-        return torch.stack([one.pixels.to(some.device) if one else torch.zeros_like(some) for one in decoded])
+    def _hide_outside(self, batch: Batch, samples: Sequence[Sample | None]) -> None:
+        """Leaves nothing but PEM's crop of some clips, see `StreamConfig.crop_only_probability`."""
+        if self.config.crop_only_probability == 0:
+            return
+        for sample, clip_THWC, box in zip(samples, batch.frames_BTHWC, batch.boxes_B4.numpy(), strict=True):
+            draws = Draws("crop only", *(sample.identity if sample else ("masked",)))
+            if draws.scalar() < self.config.crop_only_probability:
+                black_outside(clip_THWC, box * self.patch_size)
 
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """A sample and its pixels, (T, H, W, 3) uint8."""
-
-    sample: Sample
-    pixels: torch.Tensor
+    def _num_frames(self, source: Source) -> int:
+        # One frame of an image serves for all: it is repeated as a view, by the encoder.
+        return 1 if source.kind == "image" else self.num_frames
 
 
 def negative_noise(seed: int, step: int, lanes: range, size: int) -> torch.Tensor:
@@ -320,8 +312,11 @@ def _text_of(
 
 
 def _key_of(failure: Failure | None) -> str:
-    assert failure is not None
-    return failure.place.partition(" ")[2]
+    return failure.place.partition(" ")[2] if failure else ""
+
+
+def _place(sample: Sample | SampleError) -> str:
+    return sample.place
 
 
 def _identities(names: Iterator[str]) -> torch.Tensor:

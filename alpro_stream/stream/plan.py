@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alpro_stream.errors import PlanError
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.seeds import random_order
 
-PLAN_VERSION = 2
-"""Raised with every change of the order; part of the fingerprint of a run."""
+# 3: the order of samples is that of 2; what is drawn for a sample changed.
+PLAN_VERSION = 3
+"""Raised with every change of the order or of the draws; part of the fingerprint of a run."""
 
 Mix = Literal["sizes", "weights", "alternate"]
 
@@ -78,7 +79,7 @@ class PassOrder:
         self, shape: SourceShape, window_shards: int, seed: int, pass_index: int, cached_windows: int = 64
     ) -> None:
         self._identity = (seed, shape.name, pass_index)
-        self._shards = Draws("shards", *self._identity).permutation(len(shape.shard_sizes))
+        self._shards = random_order(len(shape.shard_sizes), "shards", *self._identity)
         sizes = np.asarray(shape.shard_sizes, dtype=np.int64)[self._shards]
         # ends[i]: samples in the permuted shards 0..i-1.
         self._ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -105,7 +106,7 @@ class PassOrder:
 
     def _mix_window(self, window: int) -> NDArray[np.int64]:
         begin, end = int(self._window_ends[window]), int(self._window_ends[window + 1])
-        positions = begin + Draws("window", *self._identity, window).permutation(end - begin)
+        positions = begin + random_order(end - begin, "window", *self._identity, window)
         permuted = np.searchsorted(self._ends, positions, side="right") - 1
         return np.stack([self._shards[permuted], positions - self._ends[permuted]], axis=1)
 
@@ -201,7 +202,7 @@ class Plan:
         total = self.sources[source].num_samples
         found = self._pass_order(source, pass_index).locate(total - left_over, total)
         name = self.sources[source].name
-        return found[Draws("substitute", self._seed, name, pass_index, position).permutation(left_over)]
+        return found[random_order(left_over, "substitute", self._seed, name, pass_index, position)]
 
     def _position(self, source: int, step_in_pass: int, lane: int) -> int:
         """Of the first sample that a lane gives to a step, in the canonical order of the pass."""

@@ -46,7 +46,9 @@ def texts_of(unit: Unit, metadata: SampleMetadata) -> tuple[str, ...]:
 
 def text_number(number: int | None, num_texts: int, identity: tuple[int | str, ...]) -> int:
     """Which of a sample's texts a unit has: its own, or where a unit is a clip, one drawn for it and the pass."""
-    return Draws("caption", *identity).integer(num_texts) if number is None else number
+    if number is None:
+        return 0 if num_texts == 1 else Draws("caption", *identity).integer(num_texts)
+    return number
 
 
 def same_text(text: str) -> str:

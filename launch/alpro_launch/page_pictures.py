@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alpro_stream.evaluate.embed import StoredClip, pixels_of, stored_clips, whole_view
+from alpro_stream.evaluate.embed import StoredClip, evenly_spread, pixels_of, stored_clips
 from alpro_stream.evaluate.ranking import text_to_video_ranks
 from alpro_stream.media import FrameConfig
 from alpro_stream.pages import Box, ClipExample, EntityProbability, RankedClip, SearchExample
@@ -123,7 +123,7 @@ def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: 
 
 def _thumbnail(clip: StoredClip, decoder: ClipDecoder) -> bytes:
     """The frame in the middle."""
-    return _jpeg(pixels_of(clip, whole_view(1, _SHOWN_PIXELS, FrameConfig()), decoder)[0].numpy())
+    return _jpeg(pixels_of([clip], evenly_spread(1, FrameConfig()), decoder)[0, 0].numpy())
 
 
 def _jpeg(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> bytes:

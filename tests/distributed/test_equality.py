@@ -161,7 +161,11 @@ def test_weights_after_three_updates_are_the_same(compared):
     found, expected = (records[0].weights for records in compared)
     assert found.keys() == expected.keys()
     for parameter, weight in expected.items():
-        assert_equal(found[parameter], weight, parameter)
+        # AdamW divides a gradient by its own size, so where one nearly vanishes its rounding shows: one weight of
+        # 16,384 was seen to differ by 1 % of the learning rate, the most that an update moves it.
+        differs = (found[parameter] - weight).abs() > 3e-6 + 1e-4 * weight.abs()
+        assert differs.float().mean() < 1e-3, parameter
+        assert (found[parameter] - weight).abs().max() < 5e-5, parameter
 
 
 def test_deepspeed_hands_over_the_gradients_of_plain_autograd(records):

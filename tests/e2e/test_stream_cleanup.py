@@ -13,18 +13,21 @@ sys.path.append(str(Path(__file__).parents[1] / "resume"))
 
 from dying_runs import assert_same_run, config, training
 from object_server import CREDENTIALS, FaultProxy, running, s3_server, stall
+from stream_parts import stored_as, write_clips
 
 from alpro_stream.media import FetchConfig, request
 from alpro_stream.run import train
 from alpro_stream.shards.cache import CacheConfig, ShardCache
+from alpro_stream.shards.entities import save_entities
+from alpro_stream.shards.layout import ENTITIES_FILE
 from alpro_stream.stream import isolated
-from alpro_stream.testing.shards import write_dataset, write_tokenizer
+from alpro_stream.testing.shards import NOUNS, picture, write_tokenizer
 
 pytest.importorskip("moto.server")
 
 NUM_FILES = 2 * 6
 SHARED = Path("/dev/shm")
-# Frames of a kind not met before are checked in a process, which says so and then never ends.
+# Frames that are no plain JPEG are decoded in a process, which says so and then never ends.
 HANGING = """
 import sys, time
 from pathlib import Path
@@ -35,15 +38,22 @@ def hang(request, buffer):
     while True:
         pass
 
-isolated_process._check_jpegs = hang
+isolated_process._decode_pictures = hang
 isolated_process.main(sys.argv[1:])
 """
+
+
+def frames_of(number):
+    """Every third clip is progressive, so that each run has a process that decodes."""
+    frames = [picture(number, frame, 64) for frame in range(2)]
+    return [stored_as(one, progressive=True) for one in frames] if number % 3 == 0 else frames
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus")
-    write_dataset(root / "train", video_shards=(6, 5, 6, 7, 4, 6), num_frames=2, size=64)
+    write_clips(root / "train", (6, 5, 6, 7, 4, 6), frames_of, 64)
+    save_entities(root / "train" / ENTITIES_FILE, [(noun, 4) for noun in NOUNS])
     write_tokenizer(root / "tokenizer")
     return root
 

@@ -39,7 +39,7 @@ import os, signal, sys
 from pathlib import Path
 from alpro_stream.stream import isolated_process
 
-decode_clip = isolated_process._decode_clip
+decode_video = isolated_process._decode_video
 
 def faulty(request, buffer):
     told = Path(__file__).with_name(request.identity[-1])
@@ -48,9 +48,9 @@ def faulty(request, buffer):
         if times == "once":
             told.unlink()
         os.kill(os.getpid(), signal.Signals[fault])
-    decode_clip(request, buffer)
+    return decode_video(request, buffer)
 
-isolated_process._decode_clip = faulty
+isolated_process._decode_video = faulty
 isolated_process.main(sys.argv[1:])
 """
 

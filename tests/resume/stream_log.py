@@ -26,7 +26,7 @@ from alpro_stream.train.trainer import Trainer
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
-from stream_parts import open_maker, stream_config
+from stream_parts import Wrapped, open_maker, stream_config
 
 NUM_LANES = 4
 SAVE_EVERY = 2
@@ -236,15 +236,16 @@ def _die_in_the_reader(dies):
     alpro_stream.stream.maker.read_clip = read_and_die
 
 
-class _Dying:
+class _Dying(Wrapped):
     """A decoder of stored frames that ends its process."""
 
     def __init__(self, decoder, dies):
-        self._decoder, self._dies = decoder, dies
+        super().__init__(decoder)
+        self._dies = dies
 
-    def decode(self, requests):
+    def decode(self, requests, out_NHWC, rows):
         self._dies("decoder")
-        return self._decoder.decode(requests)
+        return super().decode(requests, out_NHWC, rows)
 
 
 def arm_stream(point, call):

@@ -90,7 +90,7 @@ def test_children_end_when_their_parent_is_killed():
         (["evaluate", "configs/demo/evaluate.yaml", "a.yaml"], "one configuration file is wanted"),
         (["inspect", "nowhere"], "nowhere is neither a shard folder nor a run"),
         (["train", "configs/demo/prompter.yaml", "--ranks", "0"], "at least 1 is needed"),
-        (["bench", "nothing"], "with one of: demo, end_to_end"),
+        (["bench", "nothing"], "with one of: decode, demo, end_to_end"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):

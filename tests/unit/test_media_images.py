@@ -6,7 +6,7 @@ from media_files import peak_memory_mb, write_image
 from PIL import Image
 
 from alpro_stream.errors import MediaError
-from alpro_stream.media import FrameConfig, UnreadableError, encode_jpeg, open_media, read_image
+from alpro_stream.media import FrameConfig, UnreadableError, encode_jpeg, open_media, read_image, read_whole_image
 
 RED = (200, 30, 40)
 
@@ -176,3 +176,78 @@ def test_chroma_is_stored_as_asked_for():
     full, half = (np.asarray(Image.open(io.BytesIO(encode_jpeg(stripes, 95, chroma)))) for chroma in ("444", "420"))
     assert np.abs(full.astype(int) - stripes).mean() < 10
     assert np.abs(half.astype(int) - stripes).mean() > 40
+
+
+def whole(data, max_pixels=10_000):
+    return read_whole_image(io.BytesIO(data), max_pixels)
+
+
+def stored_as(picture, name="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, name, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(40, 30), (1, 1), (1, 90), (90, 1), (33, 17)])
+def test_a_whole_image_is_the_stored_one_pixel_by_pixel(size):
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    np.testing.assert_array_equal(whole(stored_as(Image.fromarray(noise))), noise)
+    jpeg = encode_jpeg(noise, 90)
+    np.testing.assert_array_equal(whole(jpeg), np.asarray(Image.open(io.BytesIO(jpeg))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_whole_image_is_upright(orientation):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = {
+        1: noise,
+        2: noise[:, ::-1],
+        3: noise[::-1, ::-1],
+        4: noise[::-1],
+        5: noise.transpose(1, 0, 2),
+        6: noise.transpose(1, 0, 2)[:, ::-1],
+        7: noise[::-1, ::-1].transpose(1, 0, 2),
+        8: noise.transpose(1, 0, 2)[::-1],
+    }[orientation]
+    np.testing.assert_array_equal(whole(stored_as(Image.fromarray(noise), exif=exif)), turned)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("P", 0, (0, 0, 0)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (*RED, 0), (255, 255, 255)),
+        ("LA", (100, 255), (100, 100, 100)),
+        ("I;16", 25700, (100, 100, 100)),
+    ],
+)
+def test_a_whole_image_of_every_mode_becomes_rgb(mode, color, expected):
+    pixels = whole(stored_as(Image.new(mode, (20, 10), color)))
+    assert (pixels.shape, pixels.dtype) == ((10, 20, 3), np.uint8)
+    np.testing.assert_array_equal(pixels, np.full((10, 20, 3), expected))
+
+
+def test_a_whole_image_of_too_many_pixels_is_refused_before_it_is_decoded():
+    cut = stored_as(Image.new("RGB", (101, 100)))[:60]  # nothing is left to decode
+    with pytest.raises(UnreadableError, match=r"101 x 100 pixels, more than the limit of 10000"):
+        whole(cut)
+    with pytest.raises(MediaError, match="cannot be decoded"):
+        whole(cut, 10_100)
+    # The decoder of WebP holds a picture twice.
+    webp = stored_as(Image.new("RGB", (100, 60)), "WEBP")
+    with pytest.raises(UnreadableError, match="limit of 5000"):
+        whole(webp)
+    assert whole(webp, 12_000).shape == (60, 100, 3)
+
+
+def test_a_whole_image_that_is_damaged_or_none_is_refused():
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    with pytest.raises(MediaError, match=r"cannot be decoded: .*truncated") as caught:
+        whole(encode_jpeg(noise, 90)[:3000])
+    assert not isinstance(caught.value, UnreadableError)
+    with pytest.raises(UnreadableError, match="no image: expected JPEG"):
+        whole(b"no image")

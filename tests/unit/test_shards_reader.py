@@ -20,6 +20,7 @@ from alpro_stream.shards import (
     save_dataset_info,
     save_entities,
 )
+from alpro_stream.shards.header import header_problem, own_header
 
 SHARD = "video-000000"
 
@@ -150,6 +151,19 @@ def test_metadata_of_other_types_is_damaged(change):
     fields = json.loads(SAMPLES[0].metadata.to_json())
     with pytest.raises((TypeError, ValueError, KeyError)):
         SampleMetadata.from_json("a", json.dumps({**fields, **change}).encode())
+
+
+def test_the_header_that_is_compared_as_a_whole_is_the_one_that_is_written(tmp_path):
+    """Else all headers would be parsed, which is right too and several times as slow."""
+    write_dataset(tmp_path)
+    data = (tmp_path / f"{SHARD}.tar").read_bytes()
+    index = ShardReader(tmp_path).index(SHARD)
+    for member in [member for slot in range(3) for member in index.members(slot)]:
+        header = data[member.offset - 512 : member.offset]
+        assert own_header(member) == header
+        assert header_problem(header, member) is None
+        assert header_problem(header, member._replace(size=member.size + 1)) is not None
+        assert header_problem(header, member._replace(name=f"x{member.name}")) is not None
 
 
 def test_no_flipped_bit_of_a_header_gives_the_contents_of_another_member(tmp_path):

@@ -3,12 +3,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro_stream.stream.crops import align_box, pem_crop_box, random_window
-from alpro_stream.stream.seeds import Draws
+from alpro_stream.stream.crops import align_boxes, pem_crop_boxes, random_window
+from alpro_stream.stream.seeds import Draws, sample_keys, uniform_at
 
 unit = st.floats(0, 1, exclude_max=True)
 areas = st.floats(0.3, 0.5)
 aspects = st.floats(0.3, 1 / 0.3)
+KEYS = sample_keys([(number,) for number in range(2000)], "pem")
+
+
+def align_box(*draw_and_sizes):
+    """One box, None if the frame does not hold it."""
+    box, fits = align_boxes(*draw_and_sizes)
+    return tuple(box.tolist()) if fits else None
 
 
 @given(stored=st.integers(1, 512), scale=st.floats(0.001, 1), seed=st.integers(0, 10_000))
@@ -77,7 +84,7 @@ def test_only_the_number_of_patches_matters(area, aspect, left, top, times):
 
 
 def test_crop_boxes_have_the_published_distribution():
-    boxes = np.array([pem_crop_box(224, 16, Draws("pem", number)) for number in range(2000)])
+    boxes = pem_crop_boxes(224, 16, KEYS)
     assert boxes.dtype == np.int64
     top, left, height, width = boxes.T
     assert boxes.min() >= 0
@@ -94,12 +101,26 @@ def test_crop_boxes_have_the_published_distribution():
 
 @pytest.mark.parametrize("grid", [1, 2, 3])
 def test_tiny_grids_still_get_a_box(grid):
-    for seed in range(20):
-        top, left, height, width = pem_crop_box(16 * grid, 16, Draws(seed))
+    for top, left, height, width in pem_crop_boxes(16 * grid, 16, KEYS[:20]):
         assert min(height, width) >= 1
         assert max(top + height, left + width) <= grid
 
 
-def test_the_box_belongs_to_its_draws():
-    assert np.array_equal(pem_crop_box(224, 16, Draws(1)), pem_crop_box(224, 16, Draws(1)))
-    assert len({tuple(pem_crop_box(224, 16, Draws(seed))) for seed in range(20)}) > 15
+def test_a_frame_of_one_patch_is_the_box():
+    assert pem_crop_boxes(16, 16, KEYS[:2]).tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_a_box_is_the_first_that_fits_whatever_the_companions():
+    boxes = pem_crop_boxes(224, 16, KEYS)
+    latest = 0
+    for row, numbers in enumerate(uniform_at(KEYS, 4 * 100).reshape(-1, 100, 4)):
+        area, aspect, left, top = numbers.T
+        tries, fits = align_boxes(0.3 + 0.2 * area, 0.3 + (1 / 0.3 - 0.3) * aspect, left, top, 224, 16)
+        first = fits.argmax()
+        assert fits[first]
+        assert boxes[row].tolist() == tries[:, first].tolist()
+        latest = max(latest, first)
+    # Some rows need more tries than are worked out at once.
+    assert latest >= 32
+    assert np.array_equal(pem_crop_boxes(224, 16, KEYS[7:9]), boxes[7:9])
+    assert pem_crop_boxes(224, 16, KEYS[:0]).shape == (0, 4)

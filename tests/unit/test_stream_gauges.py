@@ -13,6 +13,7 @@ NOTHING = {
     "stream/frames_per_s": 0.0,
     "stream/clips_per_s": 0.0,
     "stream/quarantined": 0.0,
+    "stream/fallbacks": 0.0,
     "stream/queue_mb": 0.0,
     "stream/fetch_percent": 0.0,
     "stream/read_percent": 0.0,
@@ -48,12 +49,15 @@ def test_counts_are_rates_of_the_lap(gauges, clock):
         gauges.count("clips", 6)
     gauges.count("quarantined", 2)
     gauges.count("quarantined", 1)
+    gauges.count("fallbacks", 4)
+    gauges.count("fallbacks", 1)
     clock.now += 10
     expected = {
         "stream/storage_mb_per_s": 2.0,
         "stream/frames_per_s": 10.0,
         "stream/clips_per_s": 2.4,
         "stream/quarantined": 3.0,
+        "stream/fallbacks": 5.0,
     }
     assert gauges.lap() == {**NOTHING, **expected}
     clock.now += 1
@@ -106,16 +110,16 @@ def test_a_stage_that_fails_is_no_longer_busy(gauges, clock):
 
 
 def test_the_largest_queue_of_the_lap_is_kept(gauges, clock):
-    gauges.queue("read", 3_000_000)
+    gauges.queue("lookahead", 3_000_000)
     gauges.queue("ready", 1_000_000)
-    gauges.queue("read", 500_000)
+    gauges.queue("lookahead", 500_000)
     gauges.queue("ready", 2_000_000)
     clock.now += 1
     # Both at one time: not the largest of one and the largest of the other.
     assert gauges.lap()["stream/queue_mb"] == 4.0
     clock.now += 1
     assert gauges.lap()["stream/queue_mb"] == 2.5
-    gauges.queue("read", 0)
+    gauges.queue("lookahead", 0)
     gauges.queue("ready", 0)
     gauges.lap()
     assert gauges.lap()["stream/queue_mb"] == 0.0

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from media_files import constant_rate, write_video
 from PIL import Image
 
@@ -21,10 +20,16 @@ from alpro_stream.errors import AlproError, MediaError
 from alpro_stream.media import FrameConfig, sparse_frames
 from alpro_stream.media import frames as media_frames
 from alpro_stream.stream import isolated
-from alpro_stream.stream.decode import WHOLE_FRAME
 from alpro_stream.stream.frames import choose_frames
-from alpro_stream.stream.isolated import ClipRequest, IsolatedDecoder, IsolatedError
-from alpro_stream.stream.isolated_process import decode_request, encode_request
+from alpro_stream.stream.isolated import FrameChoice, IsolatedDecoder, IsolatedError
+from alpro_stream.stream.isolated_process import (
+    Answer,
+    PicturesRequest,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
 from alpro_stream.stream.seeds import Draws
 
 VIDEOS = Path(__file__).resolve().parents[2] / "examples/clips/videos"
@@ -37,7 +42,7 @@ import os, signal, sys, time
 from pathlib import Path
 from alpro_stream.stream import isolated_process
 
-decode_clip = isolated_process._decode_clip
+decode_video = isolated_process._decode_video
 
 def faulty(request, buffer):
     command = os.pread(buffer, 200, 0)
@@ -56,21 +61,36 @@ def faulty(request, buffer):
     if command == b"slow":
         time.sleep(0.3)
         raise isolated_process.MediaError("slow")
-    decode_clip(request, buffer)
+    if command.startswith(b"lie:"):  # about the sizes of the pictures that it gives
+        return isolated_process.Answer(sizes=eval(command[4:]))
+    return decode_video(request, buffer)
 
-isolated_process._decode_clip = faulty
+isolated_process._decode_video = faulty
 isolated_process.main(sys.argv[1:])
 """
 
 
-def clip(num_frames=4, policy="headtail", window=WHOLE_FRAME, flip=False, image_size=64, frames=FRAMES):
-    return ClipRequest(num_frames, policy, IDENTITY, window, flip, image_size, frames)
+def clip(num_frames=4, policy="headtail", frames=FRAMES):
+    return FrameChoice(num_frames, policy, IDENTITY, frames)
+
+
+def assert_pictures_equal(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == np.uint8
+        np.testing.assert_array_equal(one, other)
 
 
 def jpeg(size=(80, 60)):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8))
     file = io.BytesIO()
     picture.save(file, "JPEG")
+    return file.getvalue()
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -109,14 +129,14 @@ def test_frames_are_those_that_sharding_would_store_bit_by_bit(decoder, sampling
             with path.open("rb") as file:
                 stored = sparse_frames(file, frames).frames
             chosen = choose_frames(len(stored), num_frames, policy, Draws("frames", *IDENTITY))
-            np.testing.assert_array_equal(pixels.numpy(), np.stack(stored)[chosen], err_msg=path.name)
+            assert_pictures_equal(pixels, [stored[index] for index in chosen])
 
 
 def test_a_clip_of_few_frames_repeats_them(decoder, short):
     stored = sparse_frames(io.BytesIO(short), FRAMES).frames
     (pixels,) = decoder.decode_videos([(short, clip(num_frames=8))])
     assert len(stored) == 3
-    np.testing.assert_array_equal(pixels.numpy(), np.stack(stored)[[0, 0, 0, 1, 1, 2, 2, 2]])
+    assert_pictures_equal(pixels, [stored[index] for index in (0, 0, 0, 1, 1, 2, 2, 2)])
 
 
 def test_where_everything_has_to_be_decoded_the_same_frames_are_chosen(monkeypatch):
@@ -127,22 +147,13 @@ def test_where_everything_has_to_be_decoded_the_same_frames_are_chosen(monkeypat
     np.testing.assert_array_equal(np.stack(found.frames), np.stack(stored)[[0, 0, -1]])
 
 
-def test_window_size_and_mirroring(decoder):
-    contents = CLIPS[0].read_bytes()
-    window = (8 / 64, 16 / 64, 40 / 64, 40 / 64)
-    whole, cut, small, mirrored = decoder.decode_videos(
-        [
-            (contents, clip()),
-            (contents, clip(window=window, image_size=40)),
-            (contents, clip(window=window, image_size=28)),
-            (contents, clip(window=window, image_size=28, flip=True)),
-        ]
-    )
-    torch.testing.assert_close(cut, whole[:, 16:56, 8:48], rtol=0, atol=0)
-    resized = [Image.fromarray(frame).resize((28, 28), Image.Resampling.BILINEAR) for frame in cut.numpy()]
-    np.testing.assert_array_equal(small.numpy(), np.stack([np.asarray(frame) for frame in resized]))
-    torch.testing.assert_close(mirrored, small.flip(2), rtol=0, atol=0)
-    assert small.dtype == torch.uint8
+@pytest.mark.parametrize(("size", "resize"), [(24, "square"), (32, "short_side")])
+def test_pictures_of_a_video_have_the_size_of_those_that_are_stored(decoder, size, resize):
+    frames = FrameConfig(fps=3, max_frames=4, size=size, resize=resize)
+    ((*found,),) = decoder.decode_videos([(CLIPS[1].read_bytes(), clip(3, frames=frames))])
+    with CLIPS[1].open("rb") as file:
+        stored = sparse_frames(file, frames, choose=clip(3, frames=frames).among).frames
+    assert_pictures_equal(found, stored)
 
 
 def test_what_lies_after_the_frames_wanted_is_not_decoded(tmp_path):
@@ -167,8 +178,8 @@ def test_results_come_in_the_order_of_the_samples(decoder, short):
     assert causes(found) == [None, "decode", None, "decode", None]
     assert "empty" in found[1].reason
     assert "no video container" in found[3].reason
-    assert not torch.equal(found[0], found[2])
-    torch.testing.assert_close(found[2], found[4], rtol=0, atol=0)
+    assert not np.array_equal(found[0], found[2])
+    assert_pictures_equal(found[2], found[4])
     assert decoder.decode_videos([]) == []
 
 
@@ -186,33 +197,77 @@ def test_damaged_videos_give_pixels_or_an_error(decoder):
     videos = [damaged(contents[seed % 2], seed) for seed in range(12)]
     videos += [each[: len(each) // 2] for each in contents]
     found = decoder.decode_videos([(video, clip()) for video in videos])
-    assert {type(result) for result in found} == {torch.Tensor, IsolatedError}
-    assert all(result.shape == (4, 64, 64, 3) for result in found if isinstance(result, torch.Tensor))
+    assert {type(result) for result in found} == {list, IsolatedError}
+    assert all(np.stack(result).shape == (4, 64, 64, 3) for result in found if isinstance(result, list))
     assert all(result.reason for result in found if isinstance(result, IsolatedError))
 
 
-def test_stored_frames_are_decoded_to_their_end(decoder):
+@pytest.mark.parametrize("method", ["try_pictures", "decode_pictures"])
+def test_pictures_are_decoded_to_their_end(decoder, method):
     fine = jpeg()
     damaged_data = b"\xff\xd8\xff" + bytes(100)
     samples = [[fine, fine], [fine, fine[:-200]], [], [b""], [fine, b"text", fine], [damaged_data], [fine]]
-    found = decoder.check_jpegs(samples)
+    found = getattr(decoder, method)(samples)
     assert causes(found) == [None, "decode", None, "decode", "decode", "decode", None]
-    assert "frame 1 of 2: image file is truncated" in found[1].reason
-    assert found[4].reason == "frame 1 of 3: not a picture of JPEG, PNG, WEBP"
+    assert found[1].reason.startswith("frame 1 of 2: the image cannot be decoded: image file is truncated")
+    assert found[3].reason == "frame 0 of 1: it is empty"
+    assert found[4].reason == "frame 1 of 3: no image: expected JPEG, PNG, WEBP, BMP, GIF"
 
 
-@pytest.mark.parametrize(("name", "cause"), [("PNG", None), ("WEBP", None), ("GIF", "decode"), ("TIFF", "decode")])
-def test_the_formats_of_image_collections_are_decoded_too(decoder, name, cause):
+def test_pictures_come_at_their_own_size(decoder):
+    """Without loss, so that it is seen that each is the one that was sent."""
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((1, 1), (30, 41), (41, 30))]
+    files = [png(picture) for picture in pictures]
+    first, second, third = decoder.decode_pictures([files, [files[2], files[2]], []])
+    assert_pictures_equal(first, pictures)
+    assert_pictures_equal(second, [pictures[2]] * 2)
+    assert third == []
+    assert all(picture.flags.writeable and picture.flags.c_contiguous for picture in first)
+    # A large one in between, so that what is left of it would be seen.
+    (large,), again = decoder.decode_pictures([[png(np.full((500, 400, 3), 7, np.uint8))], files])
+    assert (large == 7).all()
+    assert_pictures_equal(again, pictures)
+    assert_pictures_equal(first, pictures)
+
+
+@pytest.mark.parametrize("name", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "ICO"])
+def test_the_formats_of_image_collections_are_decoded(decoder, name):
     file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, name)
-    assert causes(decoder.check_jpegs([[file.getvalue()]])) == [cause]
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(file, name)
+    (found,) = decoder.decode_pictures([[file.getvalue()]])
+    if name in ("TIFF", "ICO"):
+        assert causes([found]) == ["decode"]
+    else:
+        assert_pictures_equal(found, [np.full((8, 8, 3), (200, 0, 0))] if name != "WEBP" else found)
+        assert found[0].shape == (8, 8, 3)
 
 
-def test_too_much_memory_is_an_error_of_the_sample(short):
+def test_a_picture_of_too_many_pixels_is_refused(decoder):
+    (found,) = decoder.decode_pictures([[png(np.zeros((6001, 6000, 3), np.uint8))]])
+    assert causes([found]) == ["decode"]
+    assert "6000 x 6001 pixels, more than the limit of 36000000" in found.reason
+
+
+def test_too_much_memory_is_an_error_of_the_sample():
     with contextlib.closing(IsolatedDecoder(1, 60.0, memory_mb=200)) as decoder:
-        found = decoder.check_jpegs([[jpeg((11000, 8000))], [jpeg()]])
+        large = png(np.zeros((5000, 5000, 3), np.uint8))
+        found = decoder.decode_pictures([[large] * 4, [jpeg()]])
         assert causes(found) == ["decode", None]
         assert "200 MiB" in found[0].reason
+
+
+def test_a_process_that_lies_about_its_pictures_has_crashed(faulty, short):
+    """No memory is taken for what it says, and the run goes on."""
+    lies = [((1 << 20, 1 << 20),) * 4, ((64, 64),) * 3]  # 12 TiB; one less than was asked for
+    # As long as the pixels of four pictures would be.
+    videos = [f"lie:{sizes!r}".encode().ljust(4 * 64 * 64 * 3) for sizes in lies]
+    found = faulty(2, 30.0).decode_videos([(video, clip()) for video in (*videos, short)])
+    assert causes(found) == ["crash"] * 2 + [None]
+    assert [error.reason for error in found[:2]] == [
+        "the process that decodes it gave a wrong answer (pixels are missing), 2 times",
+        "the process that decodes it gave a wrong answer (not what was asked for), 2 times",
+    ]
 
 
 def test_a_video_that_hangs_costs_less_than_two_deadlines_and_the_others_go_on(faulty, short):
@@ -242,7 +297,7 @@ def test_one_fault_is_forgiven(faulty, short, tmp_path, fault):
     once = f"once:{fault}:{tmp_path / 'marker'}".encode()
     (pixels, expected) = decoder.decode_videos([(once, clip()), (short, clip())])
     assert (tmp_path / "marker").exists()
-    torch.testing.assert_close(pixels, expected, rtol=0, atol=0)
+    assert_pictures_equal(pixels, expected)
 
 
 def test_the_deadline_is_that_of_each_sample_and_not_of_the_call(faulty):
@@ -292,7 +347,7 @@ def test_closing_twice_leaves_no_process_and_no_open_file(short):
     decoder.close()
     assert (set(psutil.Process().children()), psutil.Process().num_fds()) == before
     with pytest.raises(ValueError, match="closed"):
-        decoder.check_jpegs([[jpeg()]])
+        decoder.try_pictures([[jpeg()]])
 
 
 RUN = """
@@ -300,7 +355,7 @@ from alpro_stream.media import FrameConfig
 from alpro_stream.stream import isolated
 
 def clip():
-    return isolated.ClipRequest(4, "uniform", (), (0.0, 0.0, 1.0, 1.0), False, 64, FrameConfig(size=64))
+    return isolated.FrameChoice(4, "uniform", (), FrameConfig(size=64))
 
 isolated._PROCESS_MODULE = "isolated_faulty"
 decoder = isolated.IsolatedDecoder(2, 100.0)
@@ -326,9 +381,36 @@ def test_a_killed_run_leaves_no_process_and_no_file(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_requests_stay_the_same_on_their_way():
-    request = ClipRequest(4, "headtail", (2**60, "k\udcffy", -1), (0.1, 1 / 3, 0.875, 2 / 3), True, 224, FRAMES)
-    assert decode_request(encode_request(request)) == request
+@pytest.mark.parametrize(
+    "request_",
+    [
+        FrameChoice(4, "headtail", (2**60, "k\udcffy", -1), FRAMES),
+        FrameChoice(1, "uniform", (), FrameConfig()),
+        PicturesRequest((5, 0, 2**40), True),
+        PicturesRequest((), False),
+    ],
+)
+def test_requests_stay_the_same_on_their_way(request_):
+    assert decode_request(encode_request(request_)) == request_
+
+
+@pytest.mark.parametrize("answer", [Answer("why"), Answer(sizes=((3, 4), (2**20, 1))), Answer(), Answer("k\udcffy\n")])
+def test_answers_stay_the_same_on_their_way(answer):
+    assert decode_answer(encode_answer(answer)) == answer
+
+
+def test_a_long_reason_is_cut():
+    assert decode_answer(encode_answer(Answer("why" * 10_000))) == Answer(("why" * 10_000)[:1000])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"\xff", b"{}", b"[]", b'["why"]', b'[1, []]', b'["", [1]]', b'["", [[1]]]', b'["", [[0, 1]]]',
+     b'["", [[-5, 1]]]', b'["", [[1, 2, 3]]]', b'["", [[1.5, 2]]]', b'["", [["1", 2]]]', b'["", [[1, 2], null]]'],
+)  # fmt: skip
+def test_what_is_no_answer_is_refused(said):
+    with pytest.raises(ValueError, match=r"\w"):
+        decode_answer(said)
 
 
 def test_the_process_imports_no_torch():

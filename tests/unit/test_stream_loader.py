@@ -11,7 +11,15 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from stream_parts import NUM_FRAMES, assert_batches_equal, loader_threads, open_maker, stream_config
+from stream_parts import (
+    NUM_FRAMES,
+    assert_batches_equal,
+    loader_threads,
+    open_maker,
+    stored_as,
+    stream_config,
+    write_clips,
+)
 
 from alpro_stream.errors import PlanError, ShardError
 from alpro_stream.shards import reader
@@ -23,7 +31,7 @@ from alpro_stream.stream.loader import Loader
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.quarantine import QuarantineError
 from alpro_stream.stream.seeds import Draws
-from alpro_stream.testing.shards import write_dataset, write_tokenizer
+from alpro_stream.testing.shards import picture, write_dataset, write_tokenizer
 
 LANES = range(4)
 
@@ -39,7 +47,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(root):
-    """One maker for all tests: its decoder knows the kinds of frames, and starts no process for them any more."""
+    """One maker for all tests."""
     maker, plan = open_maker(stream_config(root))
     yield maker, plan
     maker.close()
@@ -244,7 +252,7 @@ def test_too_many_unusable_samples_are_an_error_of_the_consumer(damaged):
 
 
 class Observed:
-    """A clip decoder that says when it was called, may be held up, and may give larger pixels."""
+    """A clip decoder that says when it was called, may be held up, and may give a clip more rows of pixels."""
 
     def __init__(self, decoder, enlarged=1):
         self._decoder, self._enlarged = decoder, enlarged
@@ -253,12 +261,15 @@ class Observed:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def decode(self, clips):
+    def empty(self, num_clips, num_frames):
+        return self._decoder.empty(num_clips, num_frames).repeat(1, 1, self._enlarged, self._enlarged, 1)
+
+    def decode(self, clips, out_BTHWC):
         self.num_calls += 1
         self.called.release()
         self.go_on.wait(60)
-        pixels = self._decoder.decode(clips)
-        return [clip.repeat_interleave(self._enlarged, 1).repeat_interleave(self._enlarged, 2) for clip in pixels]
+        side = out_BTHWC.shape[2] // self._enlarged
+        return self._decoder.decode(clips, out_BTHWC[:, :, :side, :side].contiguous())
 
 
 def observed(maker, enlarged=1, **decode):
@@ -316,30 +327,6 @@ class HeldReading(BatchMaker):
         return super().read(plan, step, lanes)
 
 
-def test_what_is_read_ahead_is_bounded_too(parts):
-    """The decoder holds one batch, the queue before it as many as were asked for, and the reader makes no other."""
-    maker, plan = parts
-    steps = []
-
-    class Counting(BatchMaker):
-        def read(self, plan, step, lanes):
-            steps.append(step)
-            return super().read(plan, step, lanes)
-
-    maker = observed(maker, prefetch=2)
-    maker.decoder.go_on.clear()
-    loader = open_loader(Counting(**vars(maker)), plan, range(1000))
-    wait_for_calls(maker.decoder, 1)
-    until = time.monotonic() + 60
-    while len(steps) < 3:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    time.sleep(0.3)
-    assert steps == [0, 1, 2]
-    maker.decoder.go_on.set()
-    loader.close()
-
-
 def test_without_threads_a_batch_is_made_when_it_is_asked_for(parts):
     maker, plan = parts
     maker = observed(maker, num_threads=0)
@@ -363,7 +350,7 @@ def test_close_while_all_is_prepared_ends_the_threads(parts):
     maker = observed(maker, prefetch=2)
     loader = open_loader(maker, plan, range(1000))
     wait_until_full(maker.decoder, 2)
-    assert sorted(thread.name for thread in loader_threads()) == ["alpro-decoder", "alpro-reader"]
+    assert sorted(thread.name for thread in loader_threads()) == ["alpro-loader"]
     loader.close()
     assert loader_threads() == []
     assert list(loader) == []
@@ -444,11 +431,14 @@ def load_and_wait(root, told):
     signal.pause()
 
 
-def test_a_killed_process_leaves_no_process_behind(root):
+def test_a_killed_process_leaves_no_process_behind(root, tmp_path):
+    # Progressive frames, which are decoded in a process.
+    write_clips(tmp_path / "train", [9, 9], lambda number: [stored_as(picture(number, 0, 32), progressive=True)])
+    (tmp_path / "tokenizer").symlink_to(root / "tokenizer")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alpro_stream.run"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=load_and_wait, args=(root, theirs))
+    process = context.Process(target=load_and_wait, args=(tmp_path, theirs))
     process.start()
     theirs.close()
     children = [psutil.Process(pid) for pid in ours.recv()]

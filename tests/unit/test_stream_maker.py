@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 from dataclasses import replace
 
@@ -6,19 +7,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stream_parts import IMAGE_SIZE, NUM_FRAMES, PATCH_SIZE, assert_pixels_equal, open_maker, stream_config
+from stream_jpegs import jpeg, waves
+from stream_parts import (
+    IMAGE_SIZE,
+    NUM_FRAMES,
+    PATCH_SIZE,
+    Wrapped,
+    assert_batches_equal,
+    open_maker,
+    stored_as,
+    stream_config,
+    write_clips,
+)
 
 from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError
 from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
 from alpro_stream.shards.writer import ShardWriter
 from alpro_stream.stream.config import StreamConfig, fingerprint
+from alpro_stream.stream.crops import black_outside, pem_crop_boxes
 from alpro_stream.stream.frames import choose_frames
 from alpro_stream.stream.maker import negative_noise
 from alpro_stream.stream.seeds import Draws, sample_keys
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer
-from alpro_stream.testing.shards import caption_of, picture, sample, write_dataset, write_tokenizer
+from alpro_stream.testing.shards import caption_of, sample, write_dataset, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +42,30 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def distinct(tmp_path_factory):
+    """Videos of which no two frames are alike: two steps in a pass, and two clips left over."""
+    root = tmp_path_factory.mktemp("distinct")
+    write_clips(root / "train", [5, 7, 6], stored_frames)
+    write_tokenizer(root / "tokenizer")
+    return root
+
+
+def stored_frames(number):
+    return [jpeg(waves(32, 32, 100 * number + frame)) for frame in range(9)]
+
+
 def number_of(key):
     return int(key.rpartition("-")[2])
+
+
+def seen(stored, identity, flip=False):
+    """Pixels of a clip whose window is as large as the image, so that nothing is resized: 28 of 32 pixels."""
+    left, top = np.floor(Draws("crop", *identity).uniform(2) * 5).astype(int)
+    chosen = choose_frames(len(stored), NUM_FRAMES, "headtail", Draws("frames", *identity))
+    frames = np.stack([np.array(Image.open(io.BytesIO(stored[index])).convert("RGB")) for index in chosen])
+    cut = frames[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    return cut[:, :, ::-1] if flip else cut
 
 
 def test_what_a_batch_holds(root):
@@ -51,18 +86,146 @@ def test_what_a_batch_holds(root):
     assert len(set(batch.keys)) == 8
 
 
-def test_pixels_are_the_drawn_window_of_the_drawn_frames(root):
-    """The window is as large as the image here, so that nothing is resized: 28 of 32 pixels."""
-    config = stream_config(root, flip_probability=1)
+def test_pixels_are_the_drawn_window_of_the_drawn_frames(distinct):
+    config = stream_config(distinct, flip_probability=1)
     maker, plan = open_maker(config)
     batch = maker.make(plan, 0, range(4))
     for clip, key in zip(batch.frames_BTHWC, batch.keys, strict=True):
-        identity = (config.seed, "video", 0, key)
-        left, top = np.floor(Draws("crop", *identity).uniform(2) * 5).astype(int)
-        chosen = choose_frames(9, NUM_FRAMES, "headtail", Draws("frames", *identity))
-        for pixels, frame in zip(clip, chosen, strict=True):
-            stored = np.asarray(Image.open(io.BytesIO(picture(number_of(key), frame, 32))))
-            assert_pixels_equal(pixels, stored[top : top + 28, left : left + 28][:, ::-1])
+        np.testing.assert_array_equal(clip, seen(stored_frames(number_of(key)), (config.seed, "video", 0, key), True))
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 2, 4])
+def test_any_number_of_threads_gives_the_same_batch(distinct, num_threads):
+    changes = {"crop_scale": 0.7, "augment": "increasing"}
+    one, plan = open_maker(stream_config(distinct, **changes))
+    many, _ = open_maker(stream_config(distinct, **changes, decode={"num_threads": num_threads}))
+    for step in (0, 1):
+        assert_batches_equal(many.make(plan, step, range(4)), one.make(plan, step, range(4)))
+    many.close()
+
+
+def test_frames_that_are_no_plain_jpeg_give_the_same_batch_and_are_counted(distinct, tmp_path):
+    """One of the nine of every third clip; what is lost by its format is nothing."""
+
+    def frames_of(number):
+        frames = stored_frames(number)
+        return [*frames[:4], stored_as(frames[4], "PNG"), *frames[5:]] if number % 3 == 0 else frames
+
+    write_clips(tmp_path / "train", [5, 7, 6], frames_of)
+    config = stream_config(distinct, seed=3)
+    expected = open_maker(config)[0]
+    maker, plan = open_maker(stream_config(distinct, seed=3, sources=[{"path": tmp_path / "train"}]))
+    num_expected = 0
+    for step in (0, 1):
+        batch = maker.make(plan, step, range(4))
+        assert_batches_equal(batch, expected.make(plan, step, range(4)))
+        for key in batch.keys:
+            chosen = choose_frames(9, NUM_FRAMES, "headtail", Draws("frames", config.seed, "video", 0, key))
+            num_expected += 4 in chosen and number_of(key) % 3 == 0
+    maker.close()
+    figures = maker.gauges.lap()
+    assert figures["stream/fallbacks"] == num_expected > 0
+    assert figures["stream/quarantined"] == 0
+
+
+class Refusing(Wrapped):
+    """A decoder that refuses the frames of some clips, and spoils the place where they would be."""
+
+    numbers = frozenset()
+
+    def decode(self, requests, out_NHWC, rows):
+        refused = {frame for number in self.numbers for frame in stored_frames(number)}
+        errors = super().decode(requests, out_NHWC, rows)
+        for number, request in enumerate(requests):
+            if request.jpeg in refused:
+                out_NHWC[rows[number]] = 200
+                errors[number] = f"refused {number}"
+        return errors
+
+
+@pytest.fixture
+def refusing(distinct):
+    """A maker whose decoder refuses what the test says, and one that refuses nothing; the plan, the decoder."""
+    wrapped = []
+    config = stream_config(distinct, quarantine={"max_rate": 1.0, "max_consecutive": 100}, crop_only_probability=0.5)
+    maker, plan = open_maker(config, lambda decoder: wrapped.append(Refusing(decoder)) or wrapped[0])
+    return maker, open_maker(config)[0], plan, wrapped[0]
+
+
+ROW = 5
+
+
+def test_everything_of_a_substitute_is_its_own_and_the_other_rows_stay(refusing):
+    maker, sound, plan, decoder = refusing
+    expected = sound.make(plan, 0, range(4))
+    decoder.numbers = {number_of(expected.keys[ROW])}
+    batch = maker.make(plan, 0, range(4))
+    (key,) = set(batch.keys) - set(expected.keys)
+    assert batch.keys[ROW] == key
+    identity = (maker.config.seed, "video", 0, key)
+    assert batch.captions[ROW] == caption_of(number_of(key)) != expected.captions[ROW]
+    ids, mask = maker.tokenizer([batch.captions[ROW]])
+    masked = maker.tokenizer.mask(ids.numpy(), sample_keys([identity], "mlm"), 0.15)
+    assert torch.equal(batch.ids_BL[ROW], ids[0])
+    assert torch.equal(batch.mask_BL[ROW], mask[0])
+    assert batch.mlm_ids_BL[ROW].tolist() == masked.ids_BL[0].tolist()
+    assert batch.mlm_labels_BL[ROW].tolist() == masked.labels_BL[0].tolist()
+    (box,) = pem_crop_boxes(IMAGE_SIZE, PATCH_SIZE, sample_keys([identity], "pem"))
+    assert batch.boxes_B4[ROW].tolist() == box.tolist()
+    assert batch.video_id_B[ROW] not in expected.video_id_B
+    pixels = batch.frames_BTHWC[ROW].numpy()
+    flip = Draws("flip", *identity).uniform(1)[0] < 0.5
+    shown = seen(stored_frames(number_of(key)), identity, flip)
+    if Draws("crop only", *identity).uniform(1)[0] < 0.5:
+        black_outside(shown := torch.from_numpy(shown.copy()), batch.boxes_B4[ROW].numpy() * PATCH_SIZE)
+    np.testing.assert_array_equal(pixels, shown)
+    assert batch.valid_B.all()
+    assert batch.num_quarantined == 1
+    # Its rows are those of a lane: no other lane sees a difference, and in its own the other rows see none.
+    for name in ("frames_BTHWC", "ids_BL", "mlm_ids_BL", "mlm_labels_BL", "boxes_B4", "video_id_B", "text_id_B"):
+        one, other = getattr(batch, name), getattr(expected, name)
+        rest = torch.arange(8) != ROW
+        assert torch.equal(one[rest], other[rest]), name
+    assert torch.equal(batch.noise_B2N, expected.noise_B2N)
+
+
+def test_where_nothing_is_left_a_row_is_black_and_without_words(refusing):
+    maker, sound, plan, decoder = refusing
+    expected = sound.make(plan, 0, range(4))
+    known = {number_of(key) for step in (0, 1) for key in sound.make(plan, step, range(4)).keys}
+    decoder.numbers = {number_of(expected.keys[ROW])} | (set(range(18)) - known)
+    batch = maker.make(plan, 0, range(4))
+    assert batch.valid_B.tolist() == [row != ROW for row in range(8)]
+    assert not batch.frames_BTHWC[ROW].any()
+    assert batch.keys == expected.keys  # the one that was planned
+    assert batch.captions == (*expected.captions[:ROW], "", *expected.captions[ROW + 1 :])
+    assert (batch.mlm_labels_BL[ROW] == IGNORED_LABEL).all()
+    assert torch.equal(batch.ids_BL[ROW], maker.tokenizer([""])[0][0])
+    assert batch.video_id_B[ROW] not in expected.video_id_B
+    rest = torch.arange(8) != ROW
+    assert torch.equal(batch.frames_BTHWC[rest], expected.frames_BTHWC[rest])
+    assert batch.num_quarantined == 1
+    figures = maker.gauges.lap()
+    assert figures["stream/quarantined"] == 1
+
+
+def test_a_batch_of_which_nothing_can_be_used_is_black(refusing):
+    maker, _, plan, decoder = refusing
+    decoder.numbers = set(range(18))
+    batch = maker.make(plan, 0, range(4))
+    assert not batch.frames_BTHWC.any()
+    assert not batch.valid_B.any()
+    assert set(batch.captions) == {""}
+    assert len(set(batch.video_id_B.tolist())) == 8
+    assert batch.num_quarantined == 8
+
+
+def test_reading_takes_what_decoding_needs_and_no_more(distinct):
+    maker, plan = open_maker(stream_config(distinct))
+    read = maker.read(plan, 0, range(4))
+    jpegs = {data for sample in read.samples for data in sample.clip.jpegs}
+    assert len(jpegs) == 8 * NUM_FRAMES
+    assert read.num_bytes == sum(map(len, jpegs))
 
 
 def test_masks_are_those_of_the_sample(root):
@@ -139,19 +302,15 @@ def test_flips_are_drawn_anew_in_every_pass(root):
 def test_images_are_clips_of_one_frame(root):
     calls = []
 
-    class Counted:
-        def __init__(self, decoder):
-            self._decoder = decoder
-
-        def decode(self, requests):
+    class Counted(Wrapped):
+        def decode(self, requests, out_NHWC, rows):
             calls.append(len(requests))
-            return self._decoder.decode(requests)
+            return super().decode(requests, out_NHWC, rows)
 
     config = stream_config(root, sources=[{"path": root / "train", "kind": "image"}])
     maker, plan = open_maker(config, wrap=Counted)
     batch = maker.make(plan, 0, range(4))
-    # The first is decoded by itself, as its kind of frame is met for the first time.
-    assert calls == [1, 7]
+    assert calls == [8]
     assert batch.kind == "image"
     assert batch.frames_BTHWC.shape == (8, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
 
@@ -207,13 +366,25 @@ def test_the_fingerprint_does_not_depend_on_places_and_threads(root, tmp_path):
         {"frames": "uniform"},
         {"crop_scale": 0.5},
         {"flip_probability": 0.1},
-        {"augment": True},
+        {"augment": "published"},
         {"num_frames": 8},
+        {"decode": {"backend": "dali"}},
         {"decode": {"device": "mixed"}},
     ],
 )
 def test_the_fingerprint_holds_every_setting_that_decides_a_batch(root, change):
     assert fingerprint_of(root, **change) != fingerprint_of(root)
+
+
+def test_the_fingerprint_tells_the_rules_of_augmentation_apart(root):
+    rules = [fingerprint_of(root, augment=augment) for augment in ("none", "published", "increasing")]
+    assert all(one != other for one, other in itertools.combinations(rules, 2))
+
+
+def test_the_fingerprint_does_not_depend_on_whether_the_decoder_was_named(root):
+    assert fingerprint_of(root, decode={"backend": "libjpeg-turbo"}) == fingerprint_of(root)
+    mixed, dali = {"device": "mixed"}, {"device": "mixed", "backend": "dali"}
+    assert fingerprint_of(root, decode=dali) == fingerprint_of(root, decode=mixed)
 
 
 def test_the_fingerprint_holds_what_is_read_and_in_which_order(root, tmp_path):
@@ -291,8 +462,8 @@ def test_augment_changes_pixels_by_key_and_flips_videos_by_its_own_operation(roo
         maker, plan = open_maker(stream_config(root, crop_scale=1.0, **values))
         return maker.make(plan, 0, range(plan.num_lanes)).frames_BTHWC
 
-    plain, augmented = frames(flip_probability=0.0), frames(flip_probability=0.0, augment=True)
+    plain, augmented = frames(flip_probability=0.0), frames(flip_probability=0.0, augment="published")
     changed = [not torch.equal(a, b) for a, b in zip(plain, augmented, strict=True)]
     assert any(changed)
-    assert torch.equal(frames(flip_probability=1.0, augment=True), augmented)
+    assert torch.equal(frames(flip_probability=1.0, augment="published"), augmented)
     assert not torch.equal(frames(flip_probability=1.0), plain)

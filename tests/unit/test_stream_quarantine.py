@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stream_parts import NUM_FRAMES, assert_batches_equal, open_maker, read_all, stream_config
+from stream_parts import IMAGE_SIZE, NUM_FRAMES, assert_batches_equal, open_maker, read_all, stream_config
 
 from alpro_stream.errors import DataError, SampleError
 from alpro_stream.shards.index import ShardIndex
@@ -278,7 +278,10 @@ class Hanging:
     def __init__(self):
         self.num_clips = 0
 
-    def decode(self, clips):
+    def empty(self, num_clips, num_frames):
+        return torch.zeros(num_clips, num_frames, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+
+    def decode(self, clips, out_BTHWC):
         self.num_clips += len(clips)
         return [IsolatedError("deadline", "it took more than 30 s")] * len(clips)
 

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 
 from alpro_stream.errors import TokenizerError
 from alpro_stream.stream.seeds import Draws, sample_keys
-from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer, mask_tokens
+from alpro_stream.stream.text import IGNORED_LABEL, Tokenizer, _is_wordwise, mask_tokens
 from alpro_stream.testing.shards import caption_of, write_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -63,6 +64,47 @@ def test_captions_are_padded_and_cut(tokenizer):
     assert ids[0, 5:].eq(PAD).all()
     assert torch.equal(ids[0, 1:4], ids[1, 1:4])
     assert tokenizer(["a"], num_tokens=7)[0].shape == (1, 7)
+
+
+def test_words_that_are_kept_change_nothing(directory, monkeypatch):
+    """Not those of other texts, not those that were dropped, not those that are too long to keep."""
+    monkeypatch.setattr("alpro_stream.stream.text._MAX_WORDS", 3)
+    texts = [
+        "a red dog",
+        "",
+        "  a  dog ",
+        "a red zebra " + "dog" * 30,
+        "moves",
+        "the dog moves red , a\tdog",
+        "a red dog",
+    ]
+    kept = Tokenizer(str(directory), 12)
+    for text in [*texts, *texts]:
+        fresh = Tokenizer(str(directory), 12)([text])
+        assert all(torch.equal(one, other) for one, other in zip(kept([text]), fresh, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "wordwise"),
+    [
+        ({}, True),
+        ({"normalizer": {"type": "Lowercase"}}, False),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, False),
+        ({"post_processor": None}, False),
+        ({"added_tokens": {"content": "red dog", "normalized": True, "special": False}}, False),
+        ({"added_tokens": {"content": "dog", "lstrip": True, "special": False, "normalized": False}}, False),
+    ],
+)
+def test_tokenizers_of_other_rules_are_asked_for_whole_texts(tokenizer, tmp_path, change, wordwise):
+    tokenizer.save(tmp_path)
+    rules = json.loads((tmp_path / "tokenizer.json").read_text())
+    if "added_tokens" in change:
+        token = {"id": tokenizer.vocab_size, "single_word": False, "lstrip": False, "rstrip": False}
+        token |= change["added_tokens"]
+        change = {"added_tokens": [*rules["added_tokens"], token]}
+    raw = RawTokenizer.from_str(json.dumps({**rules, **change}))
+    backend = SimpleNamespace(truncation_side="right", cls_token_id=CLS, sep_token_id=SEP)
+    assert _is_wordwise(backend, raw) is wordwise
 
 
 def test_vocabulary(tokenizer, directory):

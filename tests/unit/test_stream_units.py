@@ -156,7 +156,7 @@ def test_one_clip_in_several_units_of_a_pass_is_seen_differently(root):
     maker, plan = open_maker(stream_config(root, unit="caption"))
     found = [one for step in range(plan.steps_per_pass[0]) for one in maker.read(plan, step, LANES).samples]
     most = Counter(one.metadata.key for one in found).most_common(1)[0][0]
-    windows = {one.clip.requests[0].window for one in found if one.metadata.key == most}
+    windows = {one.clip.view.window for one in found if one.metadata.key == most}
     assert len(windows) > 1
 
 

@@ -14,7 +14,7 @@ REQUIREMENTS = ROOT / "launch/templates/requirements-sharding.txt"
 PACKAGES = [ROOT / "sharding/alpro_sharding", *(ROOT / "alpro_stream" / name for name in ("media", "shards", "pages"))]
 OWN = {"alpro_sharding", "alpro_stream"}
 OPTIONAL = {"spacy"}  # with `entities.tagger: spacy` alone
-COMES_WITH = {"markupsafe": "jinja2", "yaml": "omegaconf"}
+COMES_WITH = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "yaml": "omegaconf"}
 REPORT_IMPORTS = """
 import json, sys
 import alpro_sharding.command, alpro_sharding.worker, alpro_sharding.media_process
