@@ -44,7 +44,7 @@ _FASTER_THAN: Mapping[str, float | None] = {
 def rows(arguments: argparse.Namespace) -> list[Row]:
     """All in turn; the peers that are not installed are left out."""
     frames, videos = make_shards(_FOLDER), make_shards(_FOLDER, payload="video")
-    seconds, repetitions = (1.0, 2) if arguments.quick else (3.0, 9)
+    seconds, repetitions = (1.0, 2) if arguments.quick else (3.0, 5)
     ours = {
         _RAW: (frames, None),
         _OURS: (frames, {}),
@@ -109,7 +109,11 @@ def _served(name: str, command: list[str]) -> Iterator[subprocess.Popen[str]]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _sampler(process: "subprocess.Popen[str]", seconds: float, answers: list[dict[str, float]]) -> Callable[[], float]:

@@ -90,7 +90,7 @@ class ClipDecoder:
         videos: decodes stored videos in this process; None where others do.
         image_size: side of the pixels handed out.
         pin_memory: whether pixels on the CPU lie where a GPU can fetch them while the step goes on.
-        gauges: get the number of clips for which `frames` or `videos` were no use.
+        gauges: get the number of clips that `frames` or `videos` left to others.
     """
 
     def __init__(
@@ -129,9 +129,12 @@ class ClipDecoder:
         errors: dict[int, IsolatedError] = {}
         videos = {row: clip for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
         if videos and self._videos is not None:
-            videos = self._decode_here(self._videos, videos, out_BTHWC)
-            self._gauges.count("fallbacks", len(videos))
-        errors |= self._decode_videos(videos, out_BTHWC)
+            videos, errors = self._decode_here(self._videos, videos, out_BTHWC)
+            late = self._decode_videos(videos, out_BTHWC)
+            self._gauges.count("fallbacks", len(videos) - len(late))
+            errors |= late
+        else:
+            errors |= self._decode_videos(videos, out_BTHWC)
         frames = {row: clip for row, clip in enumerate(clips) if isinstance(clip, FramesClip)}
         headers = {row: [self._headers.read(jpeg) for jpeg in clip.jpegs] for row, clip in frames.items()}
         plain = {row: [one for one in own if one is not None] for row, own in headers.items() if None not in own}
@@ -151,14 +154,20 @@ class ClipDecoder:
 
     def _decode_here(
         self, decoder: VideoDecoder, clips: Mapping[int, VideoClip], out_BTHWC: Tensor
-    ) -> dict[int, VideoClip]:
-        """Writes the pixels of those videos that the decoder takes; gives the others."""
+    ) -> tuple[dict[int, VideoClip], dict[int, IsolatedError]]:
+        """Writes the pixels of those videos that the decoder takes; gives the others, and what is wrong with some."""
         found = self._isolated.locate_videos([(clip.data, clip.choice) for clip in clips.values()])
         located = {row: one for row, one in zip(clips, found, strict=True) if not isinstance(one, IsolatedError)}
         requests = [VideoRequest(clips[row].data, one, clips[row].view) for row, one in located.items()]
         refused = decoder.decode(requests, out_BTHWC, list(located))
         done = {row for number, row in enumerate(located) if number not in refused}
-        return {row: clip for row, clip in clips.items() if row not in done}
+        # Where it cannot be told where the frames are, PyAV may still decode them all; not so what hung or crashed.
+        lost = {
+            row: one
+            for row, one in zip(clips, found, strict=True)
+            if isinstance(one, IsolatedError) and one.cause != "decode"
+        }
+        return {row: clip for row, clip in clips.items() if row not in done and row not in lost}, lost
 
     def _decode_videos(self, clips: Mapping[int, VideoClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
         errors = {}
@@ -174,7 +183,6 @@ class ClipDecoder:
         """By Pillow, in another process: other formats, progressive files, other colours, turned pictures."""
         if not clips:
             return {}
-        self._gauges.count("fallbacks", len(clips))
         errors = {}
         found = self._isolated.decode_pictures([clip.jpegs for clip in clips.values()])
         for (row, clip), pictures in zip(clips.items(), found, strict=True):
@@ -182,6 +190,7 @@ class ClipDecoder:
                 errors[row] = pictures
             else:
                 _show(pictures, clip.positions, clip.view, out_BTHWC[row])
+        self._gauges.count("fallbacks", len(clips) - len(errors))
         return errors
 
     def _decode_plain(

@@ -142,11 +142,14 @@ class DaliVideoDecoder:
         config: where, and with how many threads.
         image_size: side of the pixels handed out.
         device_id: the GPU, or None on a CPU.
-        surfaces_mb: most device memory that NVDEC's surfaces are to take, in MiB.
+        max_surfaces_mb: most device memory that NVDEC's surfaces are to take, in MiB; one size of video is always
+            let through.
     """
 
-    def __init__(self, config: DecodeConfig, image_size: int, device_id: int | None, surfaces_mb: float = 2048) -> None:
-        self._max_surfaces_mb = surfaces_mb
+    def __init__(
+        self, config: DecodeConfig, image_size: int, device_id: int | None, max_surfaces_mb: float = 2048
+    ) -> None:
+        self._max_surfaces_mb = max_surfaces_mb
         self.device = _device(config, device_id)
         self._image_size = image_size
         self._sizes: set[tuple[str, int, int]] = set()
@@ -157,7 +160,7 @@ class DaliVideoDecoder:
 
     def decode(self, requests: Sequence[VideoRequest], out_BTHWC: Tensor, rows: Sequence[int]) -> dict[int, str]:
         """See `VideoDecoder.decode`; on a GPU on PyTorch's current stream."""
-        errors = {number: reason for number, one in enumerate(requests) if (reason := self._refusal(one.located.facts))}
+        errors = {number: reason for number, one in enumerate(requests) if (reason := nvdec_refusal(one.located.facts))}
         stored = [(one.located.width, one.located.height) for one in requests]
         windows = np.array(
             [pixel_window(one.view.window, *size) for one, size in zip(requests, stored, strict=True)], np.int32
@@ -181,22 +184,22 @@ class DaliVideoDecoder:
             ]
             wanted = [number for number in numbers if number not in errors]
             runs = list(_runs(wanted, pixels, _MAX_VIDEO_RUN, _MAX_VIDEO_RUN_PIXELS))
-            errors |= self._pipelines.work(kind, runs, feed, take)
+            for run in runs:
+                self._make_room([requests[number].located.facts for number in run])
+                errors |= self._pipelines.work(kind, [run], feed, take)
         return errors
 
     def close(self) -> None:
         """Ends the pipelines and their threads, and frees what they hold."""
         self._pipelines.close()
 
-    def _refusal(self, facts: VideoFacts) -> str | None:
-        reason = nvdec_refusal(facts)
-        if reason is not None or self.device.type == "cpu":
-            return reason
-        sizes = self._sizes | {(facts.codec, facts.width, facts.height)}
-        if sum(surfaces_mb(width, height) for _, width, height in sizes) > self._max_surfaces_mb:
-            return f"videos of so many sizes that NVDEC's surfaces would take more than {self._max_surfaces_mb:g} MiB"
-        self._sizes = sizes
-        return None
+    def _make_room(self, facts: Sequence[VideoFacts]) -> None:
+        """Drops the pipelines, and NVDEC's decoders with them, where those for more sizes would take too much."""
+        new = {(one.codec, one.width, one.height) for one in facts}
+        if sum(surfaces_mb(width, height) for _, width, height in self._sizes | new) > self._max_surfaces_mb:
+            self._pipelines.close()
+            self._sizes.clear()
+        self._sizes |= new
 
 
 def surfaces_mb(width: int, height: int) -> float:
@@ -258,7 +261,11 @@ class _Pipelines:
                 else:
                     errors = {n: why for number in run for n, why in self.work(kind, [[number]], feed, take).items()}
                 return errors | self.work(kind, runs[done + 1 :], feed, take)
-            take(shown, run)
+            try:
+                take(shown, run)
+            except BaseException:
+                self._built.pop(kind, None)  # with the runs that are ahead, which belong to nobody now
+                raise
             del shown  # its memory goes back to DALI
             pipeline.release_outputs()
         return {}

@@ -16,6 +16,7 @@ from alpro_stream.stream.nvdec import LocatedVideo
 from alpro_stream.stream.view import View
 
 Backend = Literal["libjpeg-turbo", "dali"]
+_MOST_STORED_SIDE = 512
 
 
 class DecodeConfig(Config):
@@ -25,7 +26,7 @@ class DecodeConfig(Config):
     """`mixed` decodes on the GPU (nvJPEG, NVDEC) and leaves the pixels there."""
     backend: Literal["auto", "libjpeg-turbo", "dali"] = "auto"
     """What decodes stored frames. `auto` is DALI on a GPU and libjpeg-turbo on a CPU, where it is the faster one
-    (`benchmarks/decode.py`) and also there on systems without DALI."""
+    (`benchmarks/decode.py`) and DALI need not be installed. DALI has threads of its own, whatever `num_threads`."""
     num_threads: int = Field(default=2, ge=0)
     """Threads that decode, on each rank; the one that reads is among them, or waits for them. 0 makes every batch when
     it is asked for, with no thread beside the step."""
@@ -39,9 +40,9 @@ class DecodeConfig(Config):
     """Longest time for one sample in such a process; then it is killed, and the sample counts as unusable."""
     memory_mb: int = Field(default=2048, ge=200)
     """Most memory of such a process, in MiB."""
-    device_memory_mb: int = Field(default=4096, ge=256)
+    device_memory_mb: int = Field(default=6144, ge=256)
     """Most memory of a GPU that decoding takes beside CUDA's own, in MiB: for buffers, and what they leave for NVDEC,
-    which keeps frames for each size of video. Videos of more sizes than fit are decoded on the CPU, and counted."""
+    which keeps frames for each size of video. Computed for stored frames of up to 512 pixels; larger ones take more."""
 
     @model_validator(mode="after")
     def _can_use_a_gpu(self) -> Self:
@@ -157,13 +158,13 @@ def build_video_decoder(
         return None
     from alpro_stream.stream.dali import DaliVideoDecoder, device_memory_mb
 
-    frames_mb = device_memory_mb(image_size, max_frames, image_size**2, config.num_threads)
+    frames_mb = device_memory_mb(image_size, max_frames, _MOST_STORED_SIDE**2, config.num_threads)
     if frames_mb > config.device_memory_mb:
         raise ConfigError(
             f"decoding may take {frames_mb} MiB of the GPU for {max_frames} frames of {image_size} pixels; "
             f"stream.decode.device_memory_mb allows {config.device_memory_mb}: raise it, or give a rank smaller batches"
         )
-    return DaliVideoDecoder(config, image_size, device_id, surfaces_mb=config.device_memory_mb - frames_mb)
+    return DaliVideoDecoder(config, image_size, device_id, config.device_memory_mb - frames_mb)
 
 
 def build_decoder(config: DecodeConfig, image_size: int, max_frames: int, device_id: int | None) -> FrameDecoder:

@@ -185,6 +185,12 @@ class _Job:
             return len(self.request.sizes) if self.request.wanted else 0
         return self.request.num_frames if isinstance(self.request, FrameChoice) else 0
 
+    def fits(self, located: LocatedVideo | None) -> bool:
+        """Whether that is what was asked for."""
+        if not isinstance(self.request, LocateRequest):
+            return located is None
+        return located is not None and len(located.frames) == self.request.choice.num_frames
+
 
 class _Process(KillableProcess):
     """One process, its buffer, and the job it has."""
@@ -225,7 +231,7 @@ class _Process(KillableProcess):
         if answer.reason:
             job.error = IsolatedError("decode", answer.reason)
         else:
-            if len(answer.sizes) != job.num_pictures or isinstance(job.request, LocateRequest) != bool(answer.located):
+            if len(answer.sizes) != job.num_pictures or not job.fits(answer.located):
                 raise ValueError("not what was asked for")
             job.located = answer.located
             job.pictures = self._pictures(answer.sizes)

@@ -105,7 +105,7 @@ def decode_request(data: bytes) -> Request:
 def encode_answer(answer: Answer) -> bytes:
     """What `decode_answer` reads."""
     located = answer.located and asdict(answer.located)
-    return json.dumps([answer.reason[:_MAX_REASON], answer.sizes, located]).encode(errors="replace")
+    return json.dumps([answer.reason[:_MAX_REASON], answer.sizes, located]).encode()
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -118,6 +118,8 @@ def decode_answer(data: bytes) -> Answer:
         case [str(reason), list(sizes), None] if all(_is_size(size) for size in sizes):
             return Answer(reason, tuple((height, width) for height, width in sizes))
         case ["", [], {"facts": dict(facts), "frames": list(frames), "width": int(width), "height": int(height)}]:
+            if not all(isinstance(frame, int) and frame >= 0 for frame in frames):
+                raise ValueError("no answer")
             try:
                 return Answer(located=LocatedVideo(VideoFacts(**facts), tuple(frames), width, height))
             except TypeError as error:

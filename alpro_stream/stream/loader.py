@@ -6,7 +6,7 @@
                                                                             batches
 
 One thread for both halves: Python lets one thread at a time run its code, and a second one that reads while the first
-waits for pixels, a few hundred times a batch, costs more than it gains (docs/streaming.md has the measurement). The
+waits for pixels, a few hundred times a batch, costs more than it gains (docs/decoding.md). The
 threads that decode work without that lock.
 """
 

@@ -160,7 +160,7 @@ class BatchMaker:
         choice = FrameChoice(self._num_frames(source), self.config.frames, identity, self.config.video)
         view = draw_view(
             source.kind,
-            self.config.video.size if source.stores_videos else source.stored_size,
+            self._stored_size(source),
             identity,
             crop_scale=self.config.crop_scale,
             flip_probability=self.config.flip_probability,
@@ -178,7 +178,7 @@ class BatchMaker:
         outcomes = list(samples)
         for row, error in zip(rows, self.decoder.decode(clips, room), strict=True):
             if error is not None:
-                outcomes[row] = SampleError(_place(samples[row]), error.cause, error.reason)
+                outcomes[row] = SampleError(samples[row].place, error.cause, error.reason)
         if not whole:
             out_BTHWC[rows] = room
         self.gauges.count("frames", sum(isinstance(one, Sample) for one in outcomes) * out_BTHWC.shape[1])
@@ -277,6 +277,12 @@ class BatchMaker:
             if draws.scalar() < self.config.crop_only_probability:
                 black_outside(clip_THWC, box * self.patch_size)
 
+    def _stored_size(self, source: Source) -> int | None:
+        """Side of the frames that a view is drawn for; None where they are not all squares of one size."""
+        if not source.stores_videos:
+            return source.stored_size
+        return self.config.video.size if self.config.video.resize == "square" else None
+
     def _num_frames(self, source: Source) -> int:
         # One frame of an image serves for all: it is repeated as a view, by the encoder.
         return 1 if source.kind == "image" else self.num_frames
@@ -313,10 +319,6 @@ def _text_of(
 
 def _key_of(failure: Failure | None) -> str:
     return failure.place.partition(" ")[2] if failure else ""
-
-
-def _place(sample: Sample | SampleError) -> str:
-    return sample.place
 
 
 def _identities(names: Iterator[str]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import simplejpeg
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from alpro_stream.stream.decode import FrameRequest
 from alpro_stream.stream.view import show
+
+# What a thread keeps from one frame to the next: larger frames are rare, and no cache would hold them.
+_MOST_KEPT_BYTES = 4 << 20
 
 
 class TurboDecoder:
@@ -44,7 +47,10 @@ class TurboDecoder:
                     errors[number] = error
 
         helpers = [self._helpers.submit(work, numbers) for _ in range(min(self._num_helpers, len(requests) - 1))]
-        work(numbers)
+        try:
+            work(numbers)
+        finally:
+            wait(helpers)  # they write into memory of the caller
         for helper in helpers:
             helper.result()
         return errors
@@ -61,6 +67,8 @@ class _Room(threading.local):
         self.pixels = np.empty(0, np.uint8)
 
     def of_size(self, num_bytes: int) -> NDArray[np.uint8]:
+        if num_bytes > _MOST_KEPT_BYTES:
+            return np.empty(num_bytes, np.uint8)
         if self.pixels.size < num_bytes:
             self.pixels = np.empty(num_bytes, np.uint8)
         return self.pixels

@@ -325,10 +325,25 @@ def test_a_refused_video_is_not_decoded(video):
 
 
 def test_sizes_of_videos_are_bounded_by_the_surfaces_they_take():
-    decoder = DaliVideoDecoder(CONFIG, SIZE, None)
-    decoder.device = torch.device("cuda", 0)  # only asked for its name
-    first, *others = [replace(GOOD, matrix=6, width=1920 + 2 * extra, height=1080) for extra in range(100)]
-    assert decoder._refusal(first) is None
-    assert any("surfaces" in (decoder._refusal(facts) or "") for facts in others)
-    assert 1900 < sum(surfaces_mb(width, height) for _, width, height in decoder._sizes) <= 2048
-    assert decoder._refusal(first) is None
+    decoder = DaliVideoDecoder(CONFIG, SIZE, None, max_surfaces_mb=200)
+    sizes = [replace(GOOD, matrix=6, width=1920 + 2 * extra, height=1080) for extra in range(9)]
+    for facts in sizes:
+        decoder._make_room([facts])
+        assert (facts.codec, facts.width, facts.height) in decoder._sizes
+        assert sum(surfaces_mb(width, height) for _, width, height in decoder._sizes) <= 200
+    assert 1 < len(decoder._sizes) < 9
+
+
+def test_what_is_refused_does_not_depend_on_what_came_before(video):
+    """Room for no size of video at all: each is decoded all the same, with the same pixels."""
+    facts, data = facts_of_file(video), video.read_bytes()
+    request = VideoRequest(data, LocatedVideo(facts, (0, 3), 112, 112), View((0, 0, 1, 1)))
+    small, large = (DaliVideoDecoder(CONFIG, SIZE, None, max_surfaces_mb=most) for most in (0, 2048))
+    found = []
+    for decoder in (small, large):
+        for _ in range(2):
+            out = torch.zeros(1, 2, SIZE, SIZE, 3, dtype=torch.uint8)
+            assert decoder.decode([request], out, [0]) == {}
+            found.append(out)
+        decoder.close()
+    assert all(torch.equal(out, found[0]) for out in found)
