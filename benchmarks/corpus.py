@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,17 @@ def make_shards(folder: Path, payload: str = "frames") -> Path:
         return out
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.jsonl"
-    rows = ({**_row(clips[number % len(clips)]), "id": f"clip{number}"} for number in range(_NUM_SAMPLES))
+    captions = _captions()
+    rows = (
+        {
+            "id": f"clip{number}",
+            "media": str(clip.resolve()),
+            "captions": captions[clip.stem],
+            "split": "train",
+            "kind": "video",
+        }
+        for number, clip in enumerate(islice(cycle(clips), _NUM_SAMPLES))
+    )
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     overrides = {
         "manifest": manifest,
@@ -124,14 +135,10 @@ def decode_raw(jpegs: Sequence[bytes], num_threads: int = 2) -> int:
     return len(jpegs) // NUM_FRAMES
 
 
-def _row(clip: Path) -> dict[str, Any]:
-    captions = json.loads(_captions()[clip.stem])["captions"]
-    return {"media": str(clip.resolve()), "captions": captions, "split": "train", "kind": "video"}
-
-
-def _captions() -> dict[str, str]:
+def _captions() -> dict[str, list[str]]:
+    """Captions of the example clips, by the name of the file."""
     lines = (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    return {Path(json.loads(line)["media"]).stem: line for line in lines}
+    return {Path(row["media"]).stem: row["captions"] for row in map(json.loads, lines)}
 
 
 def _codec(path: Path) -> str:

@@ -51,8 +51,8 @@ GREY = 128
 """What is seen outside of a moved frame, in all channels."""
 _MAX_LEVEL = 10
 # Of red, green and blue, ITU-R BT.601.
-_LUMA = (0.299, 0.587, 0.114)
-_BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+LUMA = (0.299, 0.587, 0.114)
+BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 # Steps of a sharpness factor. Bytes times these fit into the 24 bits of a float32, so no rounding depends on the order
 # of sums or on the instructions of a processor.
 _FACTOR_STEPS = 4096
@@ -230,7 +230,7 @@ def _apply(frame_HWC: NDArray[np.uint8], operation: Operation, argument: float) 
             if operation == "sharpness":
                 return _sharpen(frame_HWC, argument)
             # The published code takes red for blue here. Its factor is 1, so no published training saw that.
-            grey = float(np.dot(cv2.mean(frame_HWC)[:3], _LUMA)) if operation == "contrast" else 0.0
+            grey = float(np.dot(cv2.mean(frame_HWC)[:3], LUMA)) if operation == "contrast" else 0.0
             return _scale(frame_HWC, argument, grey)
         case "translate_x" | "translate_y":
             return _shift(frame_HWC, int(argument), axis=1 if operation == "translate_x" else 0)
@@ -250,7 +250,7 @@ def _scale(frame_HWC: NDArray[np.uint8], factor: float, origin: float) -> NDArra
 def _sharpen(frame_HWC: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Differences from the blurred frame times the factor, rounded down; the outermost pixels stay, as published."""
     factor = round(factor * _FACTOR_STEPS) / _FACTOR_STEPS
-    blurred_HWC = cv2.filter2D(frame_HWC, -1, _BLUR)
+    blurred_HWC = cv2.filter2D(frame_HWC, -1, BLUR)
     # `addWeighted` rounds to the nearest, which is down after half a level less; all but half, where it would tie.
     down = 0.5 / _FACTOR_STEPS - 0.5
     sharp_HWC = _bytes(cv2.addWeighted(frame_HWC, factor, blurred_HWC, 1 - factor, down))

@@ -54,6 +54,11 @@ class VideoClip:
     view: View
 
     @property
+    def positions(self) -> Sequence[int]:
+        """As of stored frames: here each wanted frame is decoded by itself."""
+        return range(self.choice.num_frames)
+
+    @property
     def num_bytes(self) -> int:
         """Size of what is stored."""
         return len(self.data)
@@ -126,15 +131,8 @@ class ClipDecoder:
         Returns:
             For each clip why there are no pixels; None where there are.
         """
-        errors: dict[int, IsolatedError] = {}
         videos = {row: clip for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
-        if videos and self._videos is not None:
-            videos, errors = self._decode_here(self._videos, videos, out_BTHWC)
-            late = self._decode_videos(videos, out_BTHWC)
-            self._gauges.count("fallbacks", len(videos) - len(late))
-            errors |= late
-        else:
-            errors |= self._decode_videos(videos, out_BTHWC)
+        errors = self._decode_videos(videos, out_BTHWC) if videos else {}
         frames = {row: clip for row, clip in enumerate(clips) if isinstance(clip, FramesClip)}
         headers = {row: [self._headers.read(jpeg) for jpeg in clip.jpegs] for row, clip in frames.items()}
         plain = {row: [one for one in own if one is not None] for row, own in headers.items() if None not in own}
@@ -170,26 +168,22 @@ class ClipDecoder:
         return {row: clip for row, clip in clips.items() if row not in done and row not in lost}, lost
 
     def _decode_videos(self, clips: Mapping[int, VideoClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
-        errors = {}
+        """In this process those that its decoder takes, the others by PyAV."""
+        lost: dict[int, IsolatedError] = {}
+        if self._videos is not None:
+            clips, lost = self._decode_here(self._videos, clips, out_BTHWC)
         found = self._isolated.decode_videos([(clip.data, clip.choice) for clip in clips.values()])
-        for (row, clip), pictures in zip(clips.items(), found, strict=True):
-            if isinstance(pictures, IsolatedError):
-                errors[row] = pictures
-            else:
-                _show(pictures, range(len(pictures)), clip.view, out_BTHWC[row])
-        return errors
+        errors = _show_found(clips, found, out_BTHWC)
+        if self._videos is not None:
+            self._gauges.count("fallbacks", len(clips) - len(errors))
+        return lost | errors
 
     def _decode_unusual(self, clips: Mapping[int, FramesClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
         """By Pillow, in another process: other formats, progressive files, other colours, turned pictures."""
         if not clips:
             return {}
-        errors = {}
         found = self._isolated.decode_pictures([clip.jpegs for clip in clips.values()])
-        for (row, clip), pictures in zip(clips.items(), found, strict=True):
-            if isinstance(pictures, IsolatedError):
-                errors[row] = pictures
-            else:
-                _show(pictures, clip.positions, clip.view, out_BTHWC[row])
+        errors = _show_found(clips, found, out_BTHWC)
         self._gauges.count("fallbacks", len(clips) - len(errors))
         return errors
 
@@ -231,6 +225,19 @@ class ClipDecoder:
             for row, own in headers.items()
             if any(header.data in errors for header in own)
         }
+
+
+def _show_found(
+    clips: Mapping[int, FramesClip | VideoClip], found: Sequence[Pictures | IsolatedError], out_BTHWC: Tensor
+) -> dict[int, IsolatedError]:
+    """Writes the pixels of clips, by their rows, that were decoded elsewhere; gives what is wrong with the others."""
+    errors = {}
+    for (row, clip), pictures in zip(clips.items(), found, strict=True):
+        if isinstance(pictures, IsolatedError):
+            errors[row] = pictures
+        else:
+            _show(pictures, clip.positions, clip.view, out_BTHWC[row])
+    return errors
 
 
 def _show(pictures: Pictures, positions: Iterable[int], view: View, out_THWC: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from alpro_stream.errors import ConfigError
-from alpro_stream.stream.augment import GREY, RECIPES, AppliedOperation, mirror, warp_matrix
+from alpro_stream.stream.augment import BLUR, GREY, LUMA, RECIPES, AppliedOperation, mirror, warp_matrix
 from alpro_stream.stream.decode import DecodeConfig, FrameRequest, VideoRequest
 from alpro_stream.stream.nvdec import VideoFacts, nvdec_refusal
 from alpro_stream.stream.view import WHOLE_FRAME, View, pixel_window, show
@@ -43,9 +43,6 @@ _JPEG_PADDING_BYTES = 1 << 20
 _NUM_SLOTS = max(recipe.count for recipe in RECIPES.values())
 _STAY, _WARP, _SCALE, _CONTRAST, _SHARPEN = range(5)
 _CODES = {"brightness": _SCALE, "contrast": _CONTRAST, "sharpness": _SHARPEN}
-# Those of `alpro_stream.stream.augment`: shares of red, green and blue in grey, and the filter of sharpness.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 _INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 Run = Sequence[int]
@@ -447,13 +444,15 @@ def _augmented(frames: Any, slot: int, device: str, image_size: int) -> Any:
         frames = _bytes(frames * factors)
     elif codes == _CONTRAST:
         means = fn.reductions.mean(frames, axis_names="HW", keep_dims=True)
-        grey = fn.reductions.sum(means * types.Constant(_LUMA, device=backend), axis_names="C", keep_dims=True)
+        grey = fn.reductions.sum(
+            means * types.Constant(np.array(LUMA, np.float32), device=backend), axis_names="C", keep_dims=True
+        )
         frames = _bytes(grey + factors * (frames - grey))
     elif codes == _SHARPEN:
         # The outermost pixels stay as they are.
         inner = np.pad(np.ones((image_size - 2, image_size - 2, 1), np.float32), ((1, 1), (1, 1), (0, 0)))
         change = (1 - factors) * types.Constant(inner, device=backend)
-        blurred = fn.filter(frames, types.Constant(_BLUR, device=backend))
+        blurred = fn.filter(frames, types.Constant(BLUR, device=backend))
         frames = _bytes(frames * (1 - change) + blurred * change)
     return frames
 
