@@ -1,20 +1,29 @@
-"""The example clips as shards, and a stream over them: what the benchmarks of the input side read."""
+"""A folder of videos as shards, and a stream over them: what the benchmarks of the input side read."""
 
+import argparse
+import hashlib
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import simplejpeg
 
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import AlproError, MediaError
+from alpro_stream.manifest.options import ManifestConfig
+from alpro_stream.manifest.reader import read_manifest
+from alpro_stream.manifest.rows import ManifestRow
+from alpro_stream.media.container import open_video
+from alpro_stream.media.options import FrameConfig, VideoConfig
+from alpro_stream.media.video import stored_video
 from alpro_stream.stream.clips import FramesClip, build_clip_decoder
 from alpro_stream.stream.config import StreamConfig, make_plan
 from alpro_stream.stream.loader import Loader
@@ -22,49 +31,128 @@ from alpro_stream.stream.maker import BatchMaker, Sample
 from alpro_stream.stream.plan import Plan
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import Tokenizer
+from benchmarks.harness import save
 
-EXAMPLES = Path("examples/clips")
+EXAMPLES = Path("examples/clips/videos")
 BATCH, NUM_FRAMES, IMAGE_SIZE, PATCH_SIZE = 16, 4, 224, 16
 
-_NUM_SAMPLES = 208
+_HOME = Path("runs/bench/corpus")
+_MIN_SAMPLES = 208
 _SAMPLES_PER_SHARD = 26
 _FOREVER = 1_000_000
+_MANIFESTS = ("manifest.jsonl", "captions.jsonl")
+_HINT = "; run this in the folder of a checkout, or give --clips a folder of videos"
 
 
-def video_files() -> list[Path]:
-    """The example clips in H.264, what web corpora are made of and what all peers read."""
-    return [path for path in sorted((EXAMPLES / "videos").glob("*")) if _codec(path) == "h264"]
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One that is measured on; as displayed."""
+
+    name: str
+    width: int
+    height: int
+    duration_s: float
 
 
-def make_shards(folder: Path, payload: str = "frames") -> Path:
-    """The folder of shards in `folder`; made by `alpro shard`, each clip several times, unless it is there.
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The videos of a folder that all can read.
+
+    Attributes:
+        folder: where they lie.
+        home: where all that is made of them is kept; no other set's.
+        videos: those that are measured on.
+        num_left_out: other files of the folder.
+    """
+
+    folder: Path
+    home: Path
+    videos: tuple[Video, ...]
+    num_left_out: int
+
+    def content(self) -> dict[str, Any]:
+        """What the results say of it."""
+        median = sorted(self.videos, key=lambda video: video.width * video.height)[len(self.videos) // 2]
+        durations = [video.duration_s for video in self.videos]
+        return {
+            "clips": len(self.videos),
+            "median_size": f"{median.width}x{median.height}",
+            "median_duration_s": round(statistics.median(durations), 3),
+            "total_s": round(sum(durations), 3),
+            "left_out": self.num_left_out,
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares which videos are measured on."""
+    parser.add_argument(
+        "--clips",
+        type=Path,
+        default=EXAMPLES,
+        metavar="FOLDER",
+        help="measure on its H.264 videos (default: %(default)s)",
+    )
+
+
+def content(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured on, by the arguments."""
+    return open_corpus(arguments.clips).content()
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """The videos of a folder; looked through once, which says of each file that is left out why.
+
+    Left out is what is not H.264, what web corpora are made of and what all peers read, and what does not decode to
+    its end.
+
+    Args:
+        folder: of videos; those in folders below are not looked at.
 
     Raises:
-        AlproError: no example clips here, or they could not be sharded.
+        AlproError: no such folder, or nothing in it can be measured on.
     """
-    clips = video_files()
-    if not clips:
-        raise AlproError(f"no clips in {EXAMPLES}; run this in the folder of a checkout")
-    out = folder / payload
+    if not folder.is_dir():
+        raise AlproError(f"{folder} is no folder of videos" + _HINT)
+    home = _home(folder)
+    noted = home / "clips.json"
+    if not noted.is_file():
+        save(noted, _look_through(folder))
+    found = json.loads(noted.read_text(encoding="utf-8"))
+    videos = tuple(Video(**values) for values in found["videos"])
+    if not videos:
+        raise AlproError(f"{folder} holds no H.264 video that all can read" + _HINT)
+    return Corpus(folder, home, videos, len(found["left_out"]))
+
+
+def make_shards(corpus: Corpus, payload: str = "frames") -> Path:
+    """The folder of shards of a corpus; made by `alpro shard`, each clip several times, unless it is there.
+
+    Args:
+        corpus: its videos.
+        payload: what the shards hold, frames or whole videos.
+
+    Raises:
+        AlproError: they could not be sharded.
+    """
+    out = corpus.home / payload
     if (out / "train" / "dataset.json").is_file():
         return out
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / "manifest.jsonl"
-    captions = _captions()
+    manifest = corpus.home / "manifest.jsonl"
+    captions = _captions(corpus.folder)
     rows = (
         {
             "id": f"clip{number}",
-            "media": str(clip.resolve()),
-            "captions": captions[clip.stem],
+            "media": str((corpus.folder / video.name).resolve()),
+            "captions": captions.get(video.name, [Path(video.name).stem]),
             "split": "train",
             "kind": "video",
         }
-        for number, clip in enumerate(islice(cycle(clips), _NUM_SAMPLES))
+        for number, video in enumerate(islice(cycle(corpus.videos), max(_MIN_SAMPLES, len(corpus.videos))))
     )
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     overrides = {
         "manifest": manifest,
-        "work_dir": folder / "work",
+        "work_dir": corpus.home / "work",
         "out": out,
         "payload": payload,
         "samples_per_shard": _SAMPLES_PER_SHARD,
@@ -73,7 +161,7 @@ def make_shards(folder: Path, payload: str = "frames") -> Path:
     command = [sys.executable, "-m", "alpro_launch.cli", "shard", "configs/shard/default.yaml"]
     done = subprocess.run([*command, *(f"{key}={value}" for key, value in overrides.items())], capture_output=True)
     if done.returncode:
-        raise AlproError(f"the example clips could not be sharded:\n{done.stderr.decode(errors='replace')[-2000:]}")
+        raise AlproError(f"the clips could not be sharded:\n{done.stderr.decode(errors='replace')[-2000:]}")
     return out
 
 
@@ -135,12 +223,53 @@ def decode_raw(jpegs: Sequence[bytes], num_threads: int = 2) -> int:
     return len(jpegs) // NUM_FRAMES
 
 
-def _captions() -> dict[str, list[str]]:
-    """Captions of the example clips, by the name of the file."""
-    lines = (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    return {Path(row["media"]).stem: row["captions"] for row in map(json.loads, lines)}
+def _home(folder: Path) -> Path:
+    """By where a folder lies and what it holds, so that nothing is taken that was made of anything else."""
+    if folder.resolve() == EXAMPLES.resolve():
+        return _HOME.resolve()
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files(folder)]
+    digest = hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:12]
+    return _HOME.with_name(f"{_HOME.name}-{digest}").resolve()
 
 
-def _codec(path: Path) -> str:
-    with av.open(str(path)) as container:
-        return str(container.streams.video[0].codec_context.name)
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _look_through(folder: Path) -> dict[str, Any]:
+    """The videos of a folder, and by name why other files are left out."""
+    paths = [path for path in _files(folder) if path.name not in _MANIFESTS]
+    with ThreadPoolExecutor() as threads:
+        found = dict(zip(paths, threads.map(_look_at, paths), strict=True))
+    left_out = {path.name: reason for path, reason in found.items() if isinstance(reason, str)}
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    return {"videos": [asdict(each) for each in found.values() if isinstance(each, Video)], "left_out": left_out}
+
+
+def _look_at(path: Path) -> Video | str:
+    """A video as `alpro shard` sees it once all of it is decoded, or why it is left out."""
+    max_pixels = FrameConfig().max_pixels
+    try:
+        with path.open("rb") as file:
+            with open_video(file, max_pixels) as (_, stream):
+                codec = stream.codec_context.codec.canonical_name
+            if codec != "h264":
+                return f"its codec is {codec}, and h264 is what all read"
+            source = stored_video(file, VideoConfig(), max_pixels).source
+    except (MediaError, OSError) as error:
+        return str(error)
+    if source.num_frames < NUM_FRAMES:
+        return f"{source.num_frames} frames, fewer than the {NUM_FRAMES} of a clip"
+    return Video(path.name, source.width, source.height, source.duration_s or 0.0)
+
+
+def _captions(folder: Path) -> dict[str, list[str]]:
+    """Captions by the name of the file, out of a manifest in the folder or beside it."""
+    manifests = (place / name for place in (folder, folder.resolve().parent) for name in _MANIFESTS)
+    manifest = next((path for path in manifests if path.is_file()), None)
+    if manifest is None:
+        return {}
+    config = ManifestConfig(columns={"id": ["id", "video_id"], "media": ["media", "path"]})
+    rows = read_manifest(manifest, config)
+    return {Path(row.media).name: list(row.captions) for row in rows if isinstance(row, ManifestRow) and row.captions}

@@ -3,11 +3,9 @@
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from alpro_stream.stream.augment import Augment
@@ -16,24 +14,34 @@ from alpro_stream.stream.dali import DaliDecoder
 from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameRequest
 from alpro_stream.stream.jpeg import HeaderReader
 from alpro_stream.stream.turbo import TurboDecoder
-from benchmarks.corpus import BATCH, IMAGE_SIZE, NUM_FRAMES, decode_raw, make_shards, open_stream, stored_frames
+from benchmarks.corpus import (
+    BATCH,
+    IMAGE_SIZE,
+    NUM_FRAMES,
+    add_arguments,
+    content,
+    decode_raw,
+    make_shards,
+    open_corpus,
+    open_stream,
+    stored_frames,
+)
 from benchmarks.harness import Row, Target, main, measure
 
 _NUM_THREADS = 2
 _CALL = BATCH * NUM_FRAMES
-_FOLDER = Path("runs/bench/corpus")
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     """Raw libraries and our decoders on the same bytes, in turn."""
-    with open_stream(make_shards(_FOLDER)) as (maker, plan):
+    with open_stream(make_shards(open_corpus(arguments.clips))) as (maker, plan):
         jpegs = stored_frames(maker, plan)
     crops, whole = _requests(jpegs, 0.875, "none"), _requests(jpegs, 1.0, "none")
     published, increasing = _requests(jpegs, 0.875, "published"), _requests(jpegs, 0.875, "increasing")
     images = _requests(jpegs, 0.875, "published", "image")
     turbo = TurboDecoder(_NUM_THREADS)
     bare = _bare_pipeline(jpegs)
-    dali = DaliDecoder(DecodeConfig(backend="dali", num_threads=_NUM_THREADS), IMAGE_SIZE, _CALL, None)
+    dali = DaliDecoder(DecodeConfig(backend="dali", num_workers=_NUM_THREADS), IMAGE_SIZE, _CALL, None)
     cpu_ms: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable[[], object]) -> Callable[[], float]:
@@ -93,11 +101,15 @@ def _requests(jpegs: Sequence[bytes], crop_scale: float, augment: Augment, kind:
 
 
 def _decode_all(decoder: FrameDecoder, requests: Sequence[FrameRequest]) -> None:
+    """As the loader does it: each call is begun before the one in front of it is waited for."""
+    waiting: Callable[[], dict[int, str]] = dict
     for start in range(0, len(requests), _CALL):
         part = requests[start : start + _CALL]
-        room = torch.empty(len(part), IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8, device=decoder.device)
-        errors = decoder.decode(part, room, range(len(part)))
+        room = decoder.empty((len(part), IMAGE_SIZE, IMAGE_SIZE, 3))
+        following = decoder.start(part, room, range(len(part)))
+        errors, waiting = waiting(), following
         assert not errors, errors
+    assert not waiting()
 
 
 def _bare_pipeline(jpegs: Sequence[bytes]) -> Any:
@@ -114,4 +126,4 @@ def _bare_pipeline(jpegs: Sequence[bytes]) -> Any:
 
 
 if __name__ == "__main__":
-    main("decode", rows)
+    main("decode", rows, add_arguments, content)

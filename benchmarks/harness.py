@@ -30,6 +30,9 @@ from rich.table import Table
 from alpro_stream.errors import AlproError
 from benchmarks import machine
 
+Describe = Callable[[argparse.Namespace], Mapping[str, Any]]
+"""From the arguments to what data was measured on, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -172,13 +175,14 @@ class Row:
         }
 
 
-def results(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def results(name: str, rows: Sequence[Row], content: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The whole result of a benchmark as plain values, with where and on what it was measured."""
     return {
         "benchmark": name,
         "machine": machine.describe(),
         "versions": machine.versions(),
         "commit": machine.commit(),
+        **({"content": dict(content)} if content else {}),
         "rows": [row.as_json() for row in rows],
     }
 
@@ -224,6 +228,7 @@ def run(
     build_rows: Callable[[argparse.Namespace], Sequence[Row]],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     argv: Sequence[str] | None = None,
+    describe_content: Describe | None = None,
 ) -> int:
     """Parses the arguments, measures, prints the table and writes the file; returns the exit status.
 
@@ -232,6 +237,7 @@ def run(
         build_rows: measures; gets the arguments (``quick`` asks for few repetitions).
         add_arguments: declares arguments of this benchmark's own.
         argv: the command line without the program, by default the process's.
+        describe_content: says, after measuring, what data it was measured on; for the table and the file.
 
     Returns:
         0; with ``--check`` 1 if a target was missed; 2 if the benchmark could not be run.
@@ -245,14 +251,18 @@ def run(
     arguments = parser.parse_args(argv)
     try:
         rows = build_rows(arguments)
+        content = describe_content(arguments) if describe_content is not None else None
     except AlproError as error:
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
     # Piped output has no width of its own, and 80 columns would break the names.
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table(name, rows))
+    console = Console(width=width)
+    console.print(table(name, rows))
+    if content:
+        console.print("measured on:", ", ".join(f"{key} {value}" for key, value in content.items()), soft_wrap=True)
     if arguments.json is not None:
-        save(arguments.json, results(name, rows))
+        save(arguments.json, results(name, rows, content))
     return 1 if arguments.check and any(row.ok is False for row in rows) else 0
 
 
@@ -260,9 +270,10 @@ def main(
     name: str,
     build_rows: Callable[[argparse.Namespace], Sequence[Row]],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    describe_content: Describe | None = None,
 ) -> None:
     """Entry point of a benchmark script: `run`, then the end of the process with its status."""
-    sys.exit(run(name, build_rows, add_arguments))
+    sys.exit(run(name, build_rows, add_arguments, describe_content=describe_content))
 
 
 def _number(value: float | None) -> str:

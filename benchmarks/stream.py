@@ -1,7 +1,7 @@
 """The whole stream beside what a user would take instead, from storage to a tensor: `python benchmarks/stream.py`.
 
 Each is a process of its own that makes batches when it is told to, so that the samples of all can be taken in turn.
-The peers need `make peers`.
+The peers need `make peers`. Measured on the example clips, or with `--clips FOLDER` on the H.264 videos of any folder.
 """
 
 import argparse
@@ -10,24 +10,33 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from alpro_stream.errors import AlproError
-from benchmarks.corpus import EXAMPLES, make_shards
+from benchmarks.corpus import Corpus, add_arguments, content, make_shards, open_corpus
 from benchmarks.harness import Measurement, Row, Target, main, measure
 
-_FOLDER = Path("runs/bench/corpus").resolve()
 _PEERS = Path("benchmarks/peers")
 _PEERS_PYTHON = _PEERS / ".venv/bin/python"
 
 _RAW = "raw libjpeg-turbo, bytes in memory"
 _OURS = "stream, libjpeg-turbo"
 _VIDEOS = "stream, stored videos"
+_FILES = "torchcodec-files"
 _RATE = "clips_per_s"
 _DETAILS = {"cpu_s_per_clip": ("CPU ms/clip", 1e3), "bytes_read_per_clip": ("kB/clip", 1e-3), "memory_mb": ("MB", 1.0)}
+
+# Ours: what the shards hold, and the stream's configuration (None: not the stream but its limit).
+_STREAMS: Mapping[str, tuple[str, dict[str, Any] | None]] = {
+    _RAW: ("frames", None),
+    _OURS: ("frames", {}),
+    "stream, libjpeg-turbo, published augmentation": ("frames", {"augment": "published"}),
+    "stream, DALI": ("frames", {"decode": {"backend": "dali"}}),
+    _VIDEOS: ("video", {}),
+}
 
 # What users of each would take instead, and how many times as fast the stream is to be.
 _FASTER_THAN: Mapping[str, float | None] = {
@@ -39,21 +48,22 @@ _FASTER_THAN: Mapping[str, float | None] = {
     "decord-3fps": 40.0,
     "decord": 100.0,
 }
+_NAMES = [*_STREAMS, *_FASTER_THAN, _FILES]
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
-    """All in turn; the peers that are not installed are left out."""
-    frames, videos = make_shards(_FOLDER), make_shards(_FOLDER, payload="video")
+    """All that are asked for in turn; the peers that are not installed are left out."""
+    clips = open_corpus(arguments.clips)
     seconds, repetitions = (1.0, 2) if arguments.quick else (3.0, 5)
-    ours = {
-        _RAW: (frames, None),
-        _OURS: (frames, {}),
-        "stream, libjpeg-turbo, published augmentation": (frames, {"augment": "published"}),
-        "stream, DALI": (frames, {"decode": {"backend": "dali"}}),
-        _VIDEOS: (videos, {}),
+    wanted = arguments.only or _NAMES
+    commands = {
+        name: _our_command(make_shards(clips, payload), options)
+        for name, (payload, options) in _STREAMS.items()
+        if name in wanted
     }
-    commands = {name: _our_command(shards, options) for name, (shards, options) in ours.items()}
-    commands |= _peer_commands(frames)
+    commands |= _peer_commands(clips, [name for name in _NAMES if name in wanted and name not in _STREAMS])
+    if not commands:
+        raise AlproError("none of these is installed; run `make peers`")
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     with ExitStack() as stack:
         variants = {
@@ -66,15 +76,15 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
 def _rows(found: Mapping[str, Measurement], answers: Mapping[str, list[dict[str, float]]]) -> Iterator[Row]:
     for name, measurement in found.items():
-        limit = found["torchcodec-files"] if name == _VIDEOS and "torchcodec-files" in found else found[_RAW]
-        target = Target(at_least=0.8, of="ratio") if name == _OURS else None
+        limit = found[_FILES] if name == _VIDEOS and _FILES in found else found.get(_RAW)
+        target = Target(at_least=0.8, of="ratio") if name == _OURS and limit else None
         details = {
             shown: statistics.median(answer[key] for answer in answers[name]) * factor
             for key, (shown, factor) in _DETAILS.items()
         }
         yield Row.of(name, measurement, "clips/s", limit if name != _RAW else None, target, details)
     for name, factor in _FASTER_THAN.items():
-        if name in found:
+        if name in found and _OURS in found:
             value = found[_OURS].median / found[name].median
             target = None if factor is None else Target(at_least=factor)
             yield Row(name=f"stream over {name}", value=value, unit="x", target=target)
@@ -84,15 +94,22 @@ def _our_command(shards: Path, options: dict[str, Any] | None) -> list[str]:
     return [sys.executable, "-m", "benchmarks.stream_ours", str(shards), json.dumps(options)]
 
 
-def _peer_commands(shards: Path) -> dict[str, list[str]]:
-    if not _PEERS_PYTHON.is_file():
+def _peer_commands(clips: Corpus, names: Sequence[str]) -> dict[str, list[str]]:
+    if not names or not _PEERS_PYTHON.is_file():
         return {}
     run = [str(_PEERS_PYTHON), str(_PEERS / "run.py")]
-    data = _FOLDER / "peers"
+    data = clips.home / "peers"
     if not data.is_dir():
-        source = str((EXAMPLES / "videos").resolve())
-        subprocess.run([*run, "prepare", "--source", source, "--shards", str(shards), "--data", str(data)], check=True)
-    return {name: [*run, name, "--data", str(data), "--serve"] for name in [*_FASTER_THAN, "torchcodec-files"]}
+        aside = data.with_name("peers.partial")
+        inputs = ["--source", str(clips.folder.resolve()), "--shards", str(make_shards(clips))]
+        subprocess.run([*run, "prepare", *inputs, "--data", str(aside)], check=True)
+        aside.rename(data)
+    return {name: [*run, name, "--data", str(data), "--serve"] for name in names}
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--only", nargs="+", choices=_NAMES, metavar="NAME", help=f"measure these; of {_NAMES}")
 
 
 @contextmanager
@@ -129,4 +146,4 @@ def _sampler(process: "subprocess.Popen[str]", seconds: float, answers: list[dic
 
 
 if __name__ == "__main__":
-    main("stream", rows)
+    main("stream", rows, _arguments, content)

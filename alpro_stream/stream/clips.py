@@ -4,7 +4,7 @@ What may hang or crash a decoder goes through processes that can be killed (`alp
 videos, and frames that are no plain JPEG.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +90,11 @@ class ClipDecoder:
     """Decodes clips; used by one thread at a time.
 
     Args:
-        frames: decodes plain stored frames in this process.
+        frames: decodes plain stored frames.
         isolated: decodes and tries everything else in others.
         videos: decodes stored videos in this process; None where others do.
         image_size: side of the pixels handed out.
-        pin_memory: whether pixels on the CPU lie where a GPU can fetch them while the step goes on.
+        pin_memory: whether finished pixels on the CPU go where a GPU can fetch them while the step goes on.
         gauges: get the number of clips that `frames` or `videos` left to others.
     """
 
@@ -118,30 +118,44 @@ class ClipDecoder:
 
     def empty(self, num_clips: int, num_frames: int) -> Tensor:
         """Room for pixels: (B, T, image_size, image_size, 3) uint8, where the decoder writes."""
-        shape = (num_clips, num_frames, self._image_size, self._image_size, 3)
-        return torch.empty(shape, dtype=torch.uint8, device=self._frames.device, pin_memory=self._pin_memory)
+        return self._frames.empty((num_clips, num_frames, self._image_size, self._image_size, 3))
+
+    def finished(self, pixels: Tensor) -> Tensor:
+        """The pixels where a step takes them from. PyTorch's own pinned memory: it waits for copies that go on."""
+        return pixels.pin_memory() if self._pin_memory else pixels
 
     def decode(self, clips: Sequence[FramesClip | VideoClip], out_BTHWC: Tensor) -> list[IsolatedError | None]:
-        """Writes the pixels of each clip, RGB.
+        """`start`, and the wait for its end."""
+        return self.start(clips, out_BTHWC)()
+
+    def start(
+        self, clips: Sequence[FramesClip | VideoClip], out_BTHWC: Tensor
+    ) -> Callable[[], list[IsolatedError | None]]:
+        """Begins to write the pixels of each clip, RGB; as far as the decoder of frames works beside this thread.
 
         Args:
             clips: of as many frames as there is room for.
             out_BTHWC: from `empty`, or some clips of that.
 
         Returns:
-            For each clip why there are no pixels; None where there are.
+            A function that does the rest and waits for the end. It gives for each clip why there are no pixels, None
+            where there are.
         """
-        videos = {row: clip for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
-        errors = self._decode_videos(videos, out_BTHWC) if videos else {}
         frames = {row: clip for row, clip in enumerate(clips) if isinstance(clip, FramesClip)}
         headers = {row: [self._headers.read(jpeg) for jpeg in clip.jpegs] for row, clip in frames.items()}
         plain = {row: [one for one in own if one is not None] for row, own in headers.items() if None not in own}
-        errors |= self._decode_unusual({row: clip for row, clip in frames.items() if row not in plain}, out_BTHWC)
-        if self._frames.needs_trial:
-            errors |= self._try(plain)
-        rest = {row: (frames[row], own) for row, own in plain.items() if row not in errors}
-        errors |= self._decode_plain(rest, out_BTHWC)
-        return [errors.get(row) for row in range(len(clips))]
+        refused = self._try(plain) if self._frames.needs_trial else {}
+        taken = {row: (frames[row], own) for row, own in plain.items() if row not in refused}
+        plain_errors = self._start_plain(taken, out_BTHWC)
+        unusual = {row: clip for row, clip in frames.items() if row not in plain}
+        videos = {row: clip for row, clip in enumerate(clips) if isinstance(clip, VideoClip)}
+
+        def finish() -> list[IsolatedError | None]:
+            errors = refused | self._decode_videos(videos, out_BTHWC) | self._decode_unusual(unusual, out_BTHWC)
+            errors |= plain_errors()
+            return [errors.get(row) for row in range(len(clips))]
+
+        return finish
 
     def close(self) -> None:
         """Ends the processes and threads."""
@@ -169,6 +183,8 @@ class ClipDecoder:
 
     def _decode_videos(self, clips: Mapping[int, VideoClip], out_BTHWC: Tensor) -> dict[int, IsolatedError]:
         """In this process those that its decoder takes, the others by PyAV."""
+        if not clips:
+            return {}
         lost: dict[int, IsolatedError] = {}
         if self._videos is not None:
             clips, lost = self._decode_here(self._videos, clips, out_BTHWC)
@@ -187,25 +203,25 @@ class ClipDecoder:
         self._gauges.count("fallbacks", len(clips) - len(errors))
         return errors
 
-    def _decode_plain(
+    def _start_plain(
         self, clips: Mapping[int, tuple[FramesClip, Sequence[JpegHeader]]], out_BTHWC: Tensor
-    ) -> dict[int, IsolatedError]:
+    ) -> Callable[[], dict[int, IsolatedError]]:
         num_frames = out_BTHWC.shape[1]
         requests, places = [], []
         for row, (clip, headers) in clips.items():
             for number, (jpeg, header) in enumerate(zip(clip.jpegs, headers, strict=True)):
                 requests.append(FrameRequest(jpeg, header.width, header.height, clip.view))
                 places.append(row * num_frames + clip.positions.index(number))
-        failed = self._frames.decode(requests, out_BTHWC.flatten(0, 1), places)
-        # As an array on a CPU: for a copy as small as this one, torch wakes all of its threads.
-        pixels: Any = out_BTHWC.numpy() if out_BTHWC.device.type == "cpu" else out_BTHWC
-        for row, (clip, _) in clips.items():
-            for position, number in enumerate(clip.positions):
-                if (first := clip.positions.index(number)) != position:
-                    pixels[row, position] = pixels[row, first]
-        # Of several frames of a clip the first, whichever thread found its damage first.
-        ordered = sorted(failed.items(), reverse=True)
-        return {places[number] // num_frames: IsolatedError("decode", reason) for number, reason in ordered}
+        failed_frames = self._frames.start(requests, out_BTHWC.flatten(0, 1), places)
+
+        def finish() -> dict[int, IsolatedError]:
+            failed = failed_frames()
+            _repeat_frames({row: clip for row, (clip, _) in clips.items()}, out_BTHWC)
+            # Of several frames of a clip the first, whichever was found damaged first.
+            ordered = sorted(failed.items(), reverse=True)
+            return {places[number] // num_frames: IsolatedError("decode", reason) for number, reason in ordered}
+
+        return finish
 
     def _try(self, headers: Mapping[int, Sequence[JpegHeader]]) -> dict[int, IsolatedError]:
         """Clips with a header that no decoder takes, found where a crash costs nothing.
@@ -225,6 +241,16 @@ class ClipDecoder:
             for row, own in headers.items()
             if any(header.data in errors for header in own)
         }
+
+
+def _repeat_frames(clips: Mapping[int, FramesClip], out_BTHWC: Tensor) -> None:
+    """Copies the frames that clips show more than once."""
+    # As an array on a CPU: for a copy as small as this one, torch wakes all of its threads.
+    pixels: Any = out_BTHWC.numpy() if out_BTHWC.device.type == "cpu" else out_BTHWC
+    for row, clip in clips.items():
+        for position, number in enumerate(clip.positions):
+            if (first := clip.positions.index(number)) != position:
+                pixels[row, position] = pixels[row, first]
 
 
 def _show_found(

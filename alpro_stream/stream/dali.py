@@ -1,9 +1,9 @@
 """Stored frames and videos by DALI, on a GPU or a CPU; the only module of the library that imports `nvidia.dali`."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch.utils.dlpack import from_dlpack
 
 from alpro_stream.errors import ConfigError
 from alpro_stream.stream.augment import BLUR, GREY, LUMA, RECIPES, AppliedOperation, mirror, warp_matrix
-from alpro_stream.stream.decode import DecodeConfig, FrameRequest, VideoRequest
+from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameRequest, VideoRequest
 from alpro_stream.stream.nvdec import VideoFacts, nvdec_refusal
+from alpro_stream.stream.reused import ReusedMemory
 from alpro_stream.stream.view import WHOLE_FRAME, View, pixel_window, show
 
 try:
@@ -57,7 +58,7 @@ class Kind(NamedTuple):
     mirrors: bool
 
 
-class DaliDecoder:
+class DaliDecoder(FrameDecoder):
     """One DALI pipeline for each kind of view; of a frame it makes only the window that is seen.
 
     Damaged bytes among several frames of a call may crash the process (DALI 2.4), so headers are tried elsewhere first.
@@ -78,20 +79,27 @@ class DaliDecoder:
         self._image_size = image_size
         self._run_size = min(max_frames, _MAX_RUN)
         self._does_all = self.device.type == "cuda"
-        self._num_threads = max(1, config.num_threads)
+        self._num_threads = max(1, config.num_workers)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="alpro-dali")
+        self._memory = ReusedMemory(shared=False)
         options = _options(config, device_id, self._run_size)
         self._pipelines = _Pipelines(
             lambda kind: _frame_pipeline(self.device.type, image_size, kind, **options), self.device
         )
 
-    def decode(self, requests: Sequence[FrameRequest], out_NHWC: Tensor, rows: Sequence[int]) -> dict[int, str]:
-        """See `FrameDecoder.decode`."""
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """See `FrameDecoder.empty`."""
+        return super().empty(shape) if self._does_all else self._memory.empty(shape)
+
+    def start(
+        self, requests: Sequence[FrameRequest], out_NHWC: Tensor, rows: Sequence[int]
+    ) -> Callable[[], dict[int, str]]:
+        """See `FrameDecoder.start`."""
         windows = np.array([pixel_window(one.view.window, one.width, one.height) for one in requests], np.int32)
         views = [request.view for request in requests]
-        kinds = _by_kind(views, windows, self._image_size, self._does_all)
-        errors: dict[int, str] = {}
-        for kind, numbers in kinds.items():
+        pixels = [one.width * one.height for one in requests]
+        works = []
+        for kind, numbers in _by_kind(views, windows, self._image_size, self._does_all).items():
 
             def feed(pipeline: Any, run: Run, kind: Kind = kind) -> None:
                 jpegs = [np.frombuffer(requests[number].jpeg, np.uint8) for number in run]
@@ -101,11 +109,9 @@ class DaliDecoder:
             def take(frames: Any, run: Run, kind: Kind = kind) -> None:
                 self._copy(frames, [views[number] for number in run], out_NHWC, [rows[number] for number in run], kind)
 
-            pixels = [one.width * one.height for one in requests]
-            errors |= self._pipelines.work(
-                kind, list(_runs(numbers, pixels, self._run_size, _MAX_RUN_PIXELS)), feed, take
-            )
-        return errors
+            runs = _runs(numbers, pixels, self._run_size, _MAX_RUN_PIXELS)
+            works.append(self._pipelines.begin(kind, runs, feed, take))
+        return lambda: {number: why for work in works for number, why in self._pipelines.finish(work).items()}
 
     def close(self) -> None:
         """Ends the pipelines and all threads, and frees what they hold."""
@@ -183,7 +189,7 @@ class DaliVideoDecoder:
             runs = list(_runs(wanted, pixels, _MAX_VIDEO_RUN, _MAX_VIDEO_RUN_PIXELS))
             for run in runs:
                 self._make_room([requests[number].located.facts for number in run])
-                errors |= self._pipelines.work(kind, [run], feed, take)
+                errors |= self._pipelines.finish(self._pipelines.begin(kind, [run], feed, take))
         return errors
 
     def close(self) -> None:
@@ -224,51 +230,108 @@ def device_memory_mb(image_size: int, max_frames: int, frame_pixels: int, num_th
     return -(-num_pipelines * (2 * buffers + jpeg) // 2**20)
 
 
+@dataclass(slots=True, eq=False)
+class _Work:
+    """Runs of one call for pipelines of one kind.
+
+    Attributes:
+        kind: of the pipelines.
+        feed: gives a run's inputs to a pipeline.
+        take: takes what a pipeline made of a run.
+        num_runs: that are not done.
+        errors: what is wrong with requests, by number.
+    """
+
+    kind: Kind
+    feed: Callable[[Any, Run], None]
+    take: Callable[[Any, Run], None]
+    num_runs: int = 0
+    errors: dict[int, str] = field(default_factory=dict)
+
+
 class _Pipelines:
-    """The pipelines of a decoder, built when they are needed, and how they are worked with."""
+    """The pipelines of a decoder, built when they are needed, and how they are worked with.
+
+    A pipeline gives what it made in the order in which it was asked for it, and some runs are always scheduled ahead,
+    those of a later call too: the time between two calls costs nothing.
+    """
 
     def __init__(self, build: Callable[[Kind], Any], device: torch.device) -> None:
         self._build = build
         self._device = device
         self._built: dict[Kind, Any] = {}
+        # Of each kind, oldest first: the runs that a pipeline has, and those behind them.
+        self._scheduled: defaultdict[Kind, deque[tuple[_Work, Run]]] = defaultdict(deque)
+        self._waiting: defaultdict[Kind, deque[tuple[_Work, Run]]] = defaultdict(deque)
 
-    def work(
-        self, kind: Kind, runs: Sequence[Run], feed: Callable[[Any, Run], None], take: Callable[[Any, Run], None]
-    ) -> dict[int, str]:
-        """The runs one after the other, with the next ones already scheduled; what is wrong with which request."""
-        if kind not in self._built:
-            self._built[kind] = self._build(kind)
-        pipeline = self._built[kind]
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        ahead = iter(runs)
-        waiting: deque[Run] = deque()
-        for done in range(len(runs)):
-            while len(waiting) < _RUNS_AHEAD and (following := next(ahead, None)) is not None:
-                feed(pipeline, following)
-                pipeline.schedule_run()
-                waiting.append(following)
-            run = waiting.popleft()
-            try:
-                (shown,) = pipeline.share_outputs(cuda_stream=stream)
-            except RuntimeError as error:
-                # DALI refuses a run as a whole and declares the pipeline invalid: one by one it is seen which it was.
-                del self._built[kind]
-                if len(run) == 1:
-                    errors = {run[0]: _cause(str(error))}
-                else:
-                    errors = {n: why for number in run for n, why in self.work(kind, [[number]], feed, take).items()}
-                return errors | self.work(kind, runs[done + 1 :], feed, take)
-            try:
-                take(shown, run)
-            except BaseException:
-                self._built.pop(kind, None)  # with the runs that are ahead, which belong to nobody now
-                raise
-            del shown  # its memory goes back to DALI
-            pipeline.release_outputs()
-        return {}
+    def begin(
+        self, kind: Kind, runs: Iterable[Run], feed: Callable[[Any, Run], None], take: Callable[[Any, Run], None]
+    ) -> _Work:
+        """Begins with the runs; `finish` is to be called for the work."""
+        work = _Work(kind, feed, take)
+        for run in runs:
+            self._waiting[kind].append((work, run))
+            work.num_runs += 1
+        self._schedule(kind)
+        return work
+
+    def finish(self, work: _Work) -> dict[int, str]:
+        """Takes what was made of the runs, and of those in front of them; what is wrong with which request."""
+        while work.num_runs:
+            self._take_oldest(work.kind)
+            self._schedule(work.kind)
+        return work.errors
 
     def close(self) -> None:
-        self._built.clear()
+        """Drops the pipelines with all that they have."""
+        for kind in list(self._built):
+            self._drop(kind)
+
+    def _schedule(self, kind: Kind) -> None:
+        scheduled, waiting = self._scheduled[kind], self._waiting[kind]
+        while waiting and len(scheduled) < _RUNS_AHEAD:
+            if kind not in self._built:
+                self._built[kind] = self._build(kind)
+            work, run = waiting.popleft()
+            try:
+                work.feed(self._built[kind], run)
+                self._built[kind].schedule_run()
+            except BaseException:
+                self._drop(kind)  # it may have some of the inputs
+                raise
+            scheduled.append((work, run))
+
+    def _take_oldest(self, kind: Kind) -> None:
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        pipeline = self._built[kind]
+        work, run = self._scheduled[kind].popleft()
+        try:
+            (shown,) = pipeline.share_outputs(cuda_stream=stream)
+        except RuntimeError as error:
+            # DALI refuses a run as a whole and declares the pipeline invalid: one by one it is seen which it was.
+            self._drop(kind)
+            if len(run) == 1:
+                work.errors[run[0]] = _cause(str(error))
+                work.num_runs -= 1
+            else:
+                self._waiting[kind].extendleft((work, [number]) for number in reversed(run))
+                work.num_runs += len(run) - 1
+            return
+        try:
+            work.take(shown, run)
+        except BaseException:
+            self._scheduled[kind].appendleft((work, run))
+            self._drop(kind)
+            raise
+        del shown  # its memory goes back to DALI
+        pipeline.release_outputs()
+        work.num_runs -= 1
+
+    def _drop(self, kind: Kind) -> None:
+        """Ends a pipeline; the runs that it had are to be scheduled again."""
+        self._built.pop(kind, None)
+        self._waiting[kind].extendleft(reversed(self._scheduled[kind]))
+        self._scheduled[kind].clear()
 
 
 def _device(config: DecodeConfig, device_id: int | None) -> torch.device:
@@ -278,7 +341,7 @@ def _device(config: DecodeConfig, device_id: int | None) -> torch.device:
 def _options(config: DecodeConfig, device_id: int | None, batch_size: int) -> dict[str, Any]:
     return {
         "batch_size": batch_size,
-        "num_threads": max(1, config.num_threads),
+        "num_threads": max(1, config.num_workers),
         "device_id": device_id if config.device == "mixed" else None,
         # One: runs that are ahead wait with their inputs, without buffers for what becomes of them.
         "prefetch_queue_depth": 1,

@@ -1,9 +1,11 @@
-"""Bytes of stored frames to pixels: the protocol every decoder keeps, and the choice of one.
+"""Bytes of stored frames to pixels: what every decoder is, and the choice of one.
 
 A decoder is a function of bytes and parameters. It reads no files, shuffles nothing and draws nothing.
 """
 
-from collections.abc import Sequence
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
@@ -26,12 +28,14 @@ class DecodeConfig(Config):
     """`mixed` decodes on the GPU (nvJPEG, NVDEC) and leaves the pixels there."""
     backend: Literal["auto", "libjpeg-turbo", "dali"] = "auto"
     """What decodes stored frames. `auto` is DALI on a GPU and libjpeg-turbo on a CPU, where it is the faster one
-    (`benchmarks/decode.py`) and DALI need not be installed. DALI has threads of its own, whatever `num_threads`."""
-    num_threads: int = Field(default=2, ge=0)
-    """Threads that decode, on each rank; the one that reads is among them, or waits for them. 0 makes every batch when
-    it is asked for, with no thread beside the step."""
+    (`benchmarks/decode.py`) and DALI need not be installed."""
+    workers: Literal["processes", "threads"] = "processes"
+    """What libjpeg-turbo works in. Processes are the faster ones in a stream, as Python runs one thread at a time
+    (`benchmarks/stream.py`); they need Linux, elsewhere threads are used. DALI always has threads of its own."""
+    num_workers: int = Field(default=2, ge=0)
+    """Workers on each rank. 0 makes every batch when it is asked for, with no thread or process beside the step."""
     prefetch: int = Field(default=2, ge=1)
-    """Batches prepared ahead of the step, on each rank."""
+    """Batches prepared ahead of the step, on each rank; one more is read and being decoded."""
     queue_mb: int = Field(default=1024, ge=1)
     """Most MiB of batches that wait for the step, on each rank; one is always let through."""
     num_processes: int = Field(default=2, ge=1)
@@ -49,6 +53,12 @@ class DecodeConfig(Config):
         if self.device == "mixed" and self.backend == "libjpeg-turbo":
             raise ValueError("stream.decode.backend=libjpeg-turbo works on a CPU only; set device=cpu or backend=dali")
         return self
+
+    @property
+    def uses_processes(self) -> bool:
+        """Whether stored frames are decoded in other processes."""
+        wanted = self.workers == "processes" and self.num_workers > 0 and self.chosen_backend == "libjpeg-turbo"
+        return wanted and sys.platform == "linux"
 
     @property
     def chosen_backend(self) -> Backend:
@@ -90,7 +100,7 @@ class VideoRequest:
     view: View
 
 
-class FrameDecoder(Protocol):
+class FrameDecoder(ABC):
     """Decodes stored frames and shows what their views ask for.
 
     Attributes:
@@ -102,22 +112,35 @@ class FrameDecoder(Protocol):
     device: torch.device
     needs_trial: bool
 
-    def decode(self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
-        """Writes the pixels of request ``i`` to ``out_NHWC[rows[i]]``.
+    def empty(self, shape: Sequence[int]) -> torch.Tensor:
+        """Room for pixels where it can write them, with anything in it."""
+        return torch.empty(*shape, dtype=torch.uint8, device=self.device)
+
+    @abstractmethod
+    def start(
+        self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]
+    ) -> Callable[[], dict[int, str]]:
+        """Begins to write the pixels of request ``i`` to ``out_NHWC[rows[i]]``.
+
+        Other calls may be begun before this one is waited for.
 
         Args:
             requests: plain JPEGs.
-            out_NHWC: uint8 RGB on `device`, contiguous, of the model's image size.
+            out_NHWC: uint8 RGB of `empty`, contiguous, of the model's image size.
             rows: a row for each request, ascending.
 
         Returns:
-            What is wrong with the requests that cannot be decoded, by number; the others are there.
+            A function that waits for the end. It gives what is wrong with the requests that cannot be decoded, by
+            number; the others are there then.
         """
-        ...
 
+    def decode(self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
+        """`start`, and the wait for its end."""
+        return self.start(requests, out_NHWC, rows)()
+
+    @abstractmethod
     def close(self) -> None:
-        """Ends its threads."""
-        ...
+        """Ends its threads and processes."""
 
 
 class VideoDecoder(Protocol):
@@ -158,7 +181,7 @@ def build_video_decoder(
         return None
     from alpro_stream.stream.dali import DaliVideoDecoder, device_memory_mb
 
-    frames_mb = device_memory_mb(image_size, max_frames, _MOST_STORED_SIDE**2, config.num_threads)
+    frames_mb = device_memory_mb(image_size, max_frames, _MOST_STORED_SIDE**2, config.num_workers)
     if frames_mb > config.device_memory_mb:
         raise ConfigError(
             f"decoding may take {frames_mb} MiB of the GPU for {max_frames} frames of {image_size} pixels; "
@@ -182,9 +205,13 @@ def build_decoder(config: DecodeConfig, image_size: int, max_frames: int, device
     if config.device == "mixed" and device_id is None:
         raise ConfigError("stream.decode.device is mixed, but no GPU was found here; set it to cpu")
     if config.chosen_backend == "libjpeg-turbo":
+        if config.uses_processes:
+            from alpro_stream.stream.workers import TurboWorkers
+
+            return TurboWorkers(config.num_workers, config.deadline_s)
         from alpro_stream.stream.turbo import TurboDecoder
 
-        return TurboDecoder(config.num_threads)
+        return TurboDecoder(config.num_workers)
     # Imported here: DALI takes seconds to load, and most of what decodes on a CPU does without it.
     from alpro_stream.stream.dali import DaliDecoder
 

@@ -25,7 +25,7 @@ _REMEDIES: dict[Stage, str] = {
     "fetch": "raise stream.cache.num_fetches, or move the shards nearer or to a faster network",
     "read": "put the shards on a faster disk, such as one of the node's own",
     "text": "give each rank more CPU cores, and set TOKENIZERS_PARALLELISM=true in its environment",
-    "decode": "raise stream.decode.num_threads (num_processes for whole videos), or decode on the GPU with "
+    "decode": "raise stream.decode.num_workers (num_processes for whole videos), or decode on the GPU with "
     "stream.decode.device=mixed",
 }
 

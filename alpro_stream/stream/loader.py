@@ -2,12 +2,13 @@
 
 ::
 
-    loader thread: plan -> members of shards -> pixels, tokens, substitutes   -->   the step iterates
-                                                                            batches
+    loader thread: plan -> members of shards -> tokens, substitutes   -->   the step iterates
+                                 |     ^                            batches
+                                 v     |
+    workers:                     pixels
 
-One thread for both halves: Python lets one thread at a time run its code, and a second one that reads while the first
-waits for pixels, a few hundred times a batch, costs more than it gains (docs/decoding.md). The
-threads that decode work without that lock.
+One thread, with the next batch read and begun before it waits for the pixels of one: Python lets one thread at a time
+run its code, and what decodes works without that lock, or in processes of its own.
 """
 
 import threading
@@ -18,7 +19,7 @@ from alpro_stream.stream.ahead import LookAhead
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.cursor import StepRange, num_steps_left, steps_left
 from alpro_stream.stream.gauges import Gauges
-from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.maker import BatchMaker, StartedBatch
 from alpro_stream.stream.plan import Plan, lanes_of_rank
 
 
@@ -63,7 +64,7 @@ class Loader:
         decode = maker.config.decode
         self._thread: threading.Thread | None = None
         self._waiting: Iterator[Batch] | None = None
-        if decode.num_threads == 0:
+        if decode.num_workers == 0:
             self._waiting = self._make_here()
             return
         self._ready = _Queue(decode.prefetch, decode.queue_mb << 20, maker.gauges)
@@ -110,17 +111,33 @@ class Loader:
     def _make_all(self) -> None:
         error: BaseException | None = None
         try:
-            for step in self._steps():
+            for batch in self._batches_ahead():
+                self._ready.put(batch)
                 if not self._ready.wait_for_room():
                     break
-                self._ahead.reached(step)
-                read = self._maker.read(self._plan, step, self._lanes)
-                if not self._ready.wait_for_room():  # closed meanwhile
-                    break
-                self._ready.put(self._maker.finish(self._plan, read))
         except BaseException as raised:  # Handed to the thread that waits, whatever it is.
             error = raised
         self._ready.end(error)
+
+    def _batches_ahead(self) -> Iterator[Batch]:
+        """The batches, each with the next one read and begun before its pixels are waited for."""
+        started: StartedBatch | None = None
+        for step in self._steps():
+            self._ahead.reached(step)
+            try:
+                read = self._maker.read(self._plan, step, self._lanes)
+                if self._ready.is_closed:
+                    return
+                following = self._maker.start(read)
+            except BaseException:
+                if started is not None:
+                    yield self._maker.finish(self._plan, started)  # the step gets what is in front of the error
+                raise
+            if started is not None:
+                yield self._maker.finish(self._plan, started)
+            started = following
+        if started is not None:
+            yield self._maker.finish(self._plan, started)
 
 
 class _Queue:
@@ -136,6 +153,11 @@ class _Queue:
         self._error: BaseException | None = None
         self._ended = False
         self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody takes items any more."""
+        return self._closed
 
     def wait_for_room(self) -> bool:
         """Waits until one more item may be made; False once the queue is closed."""

@@ -1,11 +1,11 @@
 """One planned step to a `Batch`: reads the members, decodes them, tokenises, and makes every random choice.
 
-In two halves, so that a loader can read one batch while it decodes another: `read` needs the storage, `finish` the
-cores. Samples that cannot be used are replaced in `finish`.
+In three parts, so that a loader can read one batch while another is decoded: `read` needs the storage, `start` hands
+the bytes to the decoder, `finish` waits for the pixels. Samples that cannot be used are replaced in `finish`.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,6 +65,21 @@ class ReadBatch:
         return sum(sample.clip.num_bytes for sample in self.samples if isinstance(sample, Sample))
 
 
+@dataclass(frozen=True, slots=True)
+class StartedBatch:
+    """A step that is being decoded.
+
+    Attributes:
+        read: what was read of it.
+        pixels_BTHWC: where they go.
+        outcomes: waits for them; gives the samples, an error in place of each that has none.
+    """
+
+    read: ReadBatch
+    pixels_BTHWC: Tensor
+    outcomes: Callable[[], list[Sample | SampleError]]
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Turns planned samples into a `Batch`: a pure function of the step, the stored bytes, and the record of failures.
@@ -98,7 +113,7 @@ class BatchMaker:
             QuarantineError: too many samples cannot be used.
             ShardError: a tar or its index is missing or cannot be read.
         """
-        return self.finish(plan, self.read(plan, step, lanes))
+        return self.finish(plan, self.start(self.read(plan, step, lanes)))
 
     def read(self, plan: Plan, step: int, lanes: range) -> ReadBatch:
         """Everything that `make` needs from the storage; errors as there."""
@@ -113,13 +128,19 @@ class BatchMaker:
         self.gauges.count("storage_bytes", batch.num_bytes)
         return batch
 
-    def finish(self, plan: Plan, batch: ReadBatch) -> Batch:
-        """Everything that `make` does with what was read; errors as there."""
+    def start(self, batch: ReadBatch) -> StartedBatch:
+        """Begins to decode what was read; other batches may be started before this one is finished."""
         pixels_BTHWC = self.decoder.empty(len(batch.samples), self._num_frames(self.sources[batch.planned.source]))
+        with self.gauges.busy("decode"):
+            return StartedBatch(batch, pixels_BTHWC, self._start(batch.samples, pixels_BTHWC))
+
+    def finish(self, plan: Plan, started: StartedBatch) -> Batch:
+        """Everything that is left to do, for the batch that was started first; errors as of `make`."""
+        batch, pixels_BTHWC = started.read, started.pixels_BTHWC
         samples: list[Sample | None] = []
         failures: dict[int, Failure] = {}
         with self.gauges.busy("decode"):
-            for row, outcome in enumerate(self._decode(batch.samples, pixels_BTHWC)):
+            for row, outcome in enumerate(started.outcomes()):
                 if isinstance(outcome, SampleError):
                     # Before a substitute is looked for, which may take long.
                     self.quarantine.count(outcome)
@@ -130,7 +151,7 @@ class BatchMaker:
                     samples.append(outcome)
         self.gauges.count("clips", len(samples))
         self.gauges.count("quarantined", len(failures))
-        finished = self._assemble(batch, samples, failures, pixels_BTHWC)
+        finished = self._assemble(batch, samples, failures, self.decoder.finished(pixels_BTHWC))
         self._hide_outside(finished, samples)
         return finished
 
@@ -169,20 +190,27 @@ class BatchMaker:
         clip = read_clip(source, name, slot, place, choice, view)
         return Sample(place, identity, metadata, text, answer, clip)
 
-    def _decode(self, samples: Sequence[Sample | SampleError], out_BTHWC: Tensor) -> list[Sample | SampleError]:
-        """Writes the pixels of each sample; gives an error in its place where there are none."""
+    def _start(
+        self, samples: Sequence[Sample | SampleError], out_BTHWC: Tensor
+    ) -> Callable[[], list[Sample | SampleError]]:
+        """Begins to write the pixels of each sample; what waits for them gives an error in place of each without."""
         rows = [row for row, sample in enumerate(samples) if isinstance(sample, Sample)]
         clips = [sample.clip for sample in samples if isinstance(sample, Sample)]
         whole = len(rows) == len(samples)
         room = out_BTHWC if whole else self.decoder.empty(len(rows), out_BTHWC.shape[1])
-        outcomes = list(samples)
-        for row, error in zip(rows, self.decoder.decode(clips, room), strict=True):
-            if error is not None:
-                outcomes[row] = SampleError(samples[row].place, error.cause, error.reason)
-        if not whole:
-            out_BTHWC[rows] = room
-        self.gauges.count("frames", sum(isinstance(one, Sample) for one in outcomes) * out_BTHWC.shape[1])
-        return outcomes
+        decoded = self.decoder.start(clips, room)
+
+        def finish() -> list[Sample | SampleError]:
+            outcomes = list(samples)
+            for row, error in zip(rows, decoded(), strict=True):
+                if error is not None:
+                    outcomes[row] = SampleError(samples[row].place, error.cause, error.reason)
+            if not whole:
+                out_BTHWC[rows] = room
+            self.gauges.count("frames", sum(isinstance(one, Sample) for one in outcomes) * out_BTHWC.shape[1])
+            return outcomes
+
+        return finish
 
     def _substitute(
         self, plan: Plan, batch: ReadBatch, row: int, error: SampleError, out_1THWC: Tensor
@@ -195,7 +223,7 @@ class BatchMaker:
         failed = [(*planned.refs[lane, place].tolist(), error)]
         found: Sample | None = None
         for shard, unit in plan.substitutes(planned.step, batch.lanes[lane], place)[:_MAX_SUBSTITUTES].tolist():
-            (outcome,) = self._decode([self._read(planned, row, shard, unit)], out_1THWC)
+            (outcome,) = self._start([self._read(planned, row, shard, unit)], out_1THWC)()
             if not isinstance(outcome, SampleError):
                 found = outcome
                 break

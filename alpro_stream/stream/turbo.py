@@ -1,25 +1,19 @@
-"""Stored frames decoded by libjpeg-turbo, in threads: it works without Python's lock, as does what `show` calls."""
+"""Stored frames decoded by libjpeg-turbo in threads of this process: one frame a thread, without Python's lock."""
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from alpro_stream.stream.decode import FrameRequest
-from alpro_stream.stream.view import show
-
-# What a thread keeps from one frame to the next: larger frames are rare, and no cache would hold them.
-_MOST_KEPT_BYTES = 4 << 20
+from alpro_stream.stream.decode import FrameDecoder, FrameRequest
+from alpro_stream.stream.reused import ReusedMemory
+from alpro_stream.stream.turbo_frame import decode_frame
 
 
-class TurboDecoder:
-    """Accurate DCT and smooth upsampling, the library's defaults: the pixels that an image viewer shows.
-
-    Strict: a frame with damage that other decoders paint over is refused.
+class TurboDecoder(FrameDecoder):
+    """The pixels of `decode_frame`, all made while they are waited for.
 
     Args:
         num_threads: that decode at the same time, the caller's among them; 0 and 1 start none.
@@ -29,12 +23,25 @@ class TurboDecoder:
     needs_trial = False
 
     def __init__(self, num_threads: int) -> None:
+        self._memory = ReusedMemory(shared=False)
         self._num_helpers = max(0, num_threads - 1)
         self._helpers = ThreadPoolExecutor(max(1, self._num_helpers), thread_name_prefix="alpro-turbo")
 
-    def decode(self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
-        """See `FrameDecoder.decode`."""
-        pixels = out_NHWC.numpy()
+    def empty(self, shape: Sequence[int]) -> torch.Tensor:
+        """See `FrameDecoder.empty`."""
+        return self._memory.empty(shape)
+
+    def start(
+        self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]
+    ) -> Callable[[], dict[int, str]]:
+        """See `FrameDecoder.start`."""
+        return lambda: self._work(requests, out_NHWC.numpy(), rows)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._helpers.shutdown()
+
+    def _work(self, requests: Sequence[FrameRequest], pixels: NDArray[np.uint8], rows: Sequence[int]) -> dict[int, str]:
         errors: dict[int, str] = {}
         # Each thread takes the next one when it is free, so that all end at the same time; `next` of an iterator over
         # a range is one step of the interpreter.
@@ -42,7 +49,8 @@ class TurboDecoder:
 
         def work(numbers: Iterator[int]) -> None:
             for number in numbers:
-                error = _decode(requests[number], pixels[rows[number]])
+                one = requests[number]
+                error = decode_frame(one.jpeg, one.width, one.height, one.view, pixels[rows[number]])
                 if error is not None:
                     errors[number] = error
 
@@ -54,34 +62,3 @@ class TurboDecoder:
         for helper in helpers:
             helper.result()
         return errors
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._helpers.shutdown()
-
-
-class _Room(threading.local):
-    """Where a thread decodes: memory that it has just used is still in the core's cache."""
-
-    def __init__(self) -> None:
-        self.pixels = np.empty(0, np.uint8)
-
-    def of_size(self, num_bytes: int) -> NDArray[np.uint8]:
-        if num_bytes > _MOST_KEPT_BYTES:
-            return np.empty(num_bytes, np.uint8)
-        if self.pixels.size < num_bytes:
-            self.pixels = np.empty(num_bytes, np.uint8)
-        return self.pixels
-
-
-_room = _Room()
-
-
-def _decode(request: FrameRequest, out_HWC: NDArray[np.uint8]) -> str | None:
-    room = _room.of_size(3 * request.height * request.width)
-    try:
-        frame_HWC = simplejpeg.decode_jpeg(request.jpeg, "RGB", buffer=room)
-    except ValueError as error:
-        return str(error)
-    show(frame_HWC, request.view, out_HWC)
-    return None

@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from alpro_stream.stream.augment import AppliedOperation, augment, mirror
@@ -68,7 +67,10 @@ def show(frame_HWC: NDArray[np.uint8], view: View, out_HWC: NDArray[np.uint8]) -
 
 
 def _resized(frame_HWC: NDArray[np.uint8], height: int, width: int, mode: Interpolation) -> NDArray[np.uint8]:
-    # torch's kernel for bytes: the pixels of Pillow, three times as fast.
+    # Here, as a worker that never resizes does without it: it takes seconds to load, and hundreds of MB.
+    import torch
+
+    # Its kernel for bytes: the pixels of Pillow, three times as fast.
     frame_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(frame_1CHW, size=(height, width), mode=mode, antialias=True)
     pixels: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()

@@ -38,7 +38,7 @@ def tiny_run(corpus: Path, run_dir: Path, changes: Mapping[str, Any] | None = No
             "global_batch": 8,
             "num_lanes": 4,
             "text": {"tokenizer": str(corpus / "tokenizer"), "num_tokens": 12},
-            "decode": {"num_threads": 1},
+            "decode": {"num_workers": 1},
         },
         "model": copy.deepcopy(TINY_MODEL),
         "train": {"max_steps": 6, "checkpoint_every": 3, "optimizer": {"learning_rate": 1e-3}, "timeout_s": 60},

@@ -83,9 +83,14 @@ def prepare(source: Path, shards: Path, data: Path) -> None:
         raise SystemExit(f"{source} {found}; give the folder of the videos that {shards} was made of")
     for folder in ("videos", "videos_3fps"):
         empty(data / folder).mkdir()
+    made: dict[Path, Path] = {}
     for key, path in videos.items():
         (data / "videos" / f"{key}{path.suffix}").symlink_to(path.resolve())
-        reencode(path, data / "videos_3fps" / f"{key}.mp4")
+        out = data / "videos_3fps" / f"{key}.mp4"
+        if (first := made.setdefault(path, out)) is out:
+            reencode(path, out)
+        else:
+            out.hardlink_to(first)
     mosaic_shards.write(empty(data / "mds"), ((sample.key, sample.jpegs) for sample in samples))
     energon_tars.prepare(empty(data / "energon"), tars)
     print(f"{len(samples)} clips in shards, {len(videos)} of them as files")

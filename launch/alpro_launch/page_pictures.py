@@ -44,7 +44,8 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
 
     def maker(patch_size: int) -> BatchMaker:
         # The same grid of patches at another size gives the same draws, so the same crops, in more pixels.
-        decoder = build_clip_decoder(config.stream.decode, grid * patch_size, max_frames, None)
+        decode = config.stream.decode.model_copy(update={"num_workers": 0})
+        decoder = build_clip_decoder(decode, grid * patch_size, max_frames, None)
         size = grid * patch_size
         return BatchMaker(config.stream, sources, tokenizer, decoder, video.num_frames, size, patch_size)
 
@@ -89,7 +90,7 @@ def search_examples(evaluation: Path, sources_of: RunConfig, score: str, count: 
     spread = [int((i + 0.5) * len(captions) / count) for i in range(min(count, len(captions)))]
     rows = list(dict.fromkeys([*spread[:-1], int(ranks_C.argmax())]))
     clips = {clip.key: clip for clip in stored_clips(open_sources(sources_of.stream.sources))}
-    decoder = build_clip_decoder(DecodeConfig(), _SHOWN_PIXELS, 1, None)
+    decoder = build_clip_decoder(DecodeConfig(num_workers=0), _SHOWN_PIXELS, 1, None)
     name = {"vtc": "VTC similarity", "vtm": "VTM probability"}[score]
     examples = []
     for row in rows:

@@ -267,10 +267,10 @@ def expected_batches(root, damaged):
 @pytest.mark.parametrize(
     ("world_size", "decode"),
     [
-        (1, {"num_threads": 0}),
-        (1, {"num_threads": 4, "prefetch": 5, "num_processes": 1}),
-        (2, {"num_threads": 2, "prefetch": 1}),
-        (4, {"num_threads": 0}),
+        (1, {"num_workers": 0}),
+        (1, {"num_workers": 4, "prefetch": 5, "num_processes": 1}),
+        (2, {"num_workers": 2, "prefetch": 1}),
+        (4, {"num_workers": 0}),
     ],
 )
 def test_substitutes_are_the_same_for_any_ranks_threads_and_prefetch(root, expected_batches, world_size, decode):

@@ -138,12 +138,12 @@ def test_a_bad_network_changes_nothing_and_costs_one_request_a_fault(root, expec
     assert len(proxy.requests) <= NUM_FILES + 1 + len(BAD_NETWORK)
 
 
-@pytest.mark.parametrize("num_threads", [0, 1])
-def test_a_cache_that_holds_little_gives_the_same_stream(root, expected, proxy, tmp_path, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_cache_that_holds_little_gives_the_same_stream(root, expected, proxy, tmp_path, num_workers):
     """Four lanes in windows of two shards read up to eight tars at once; here is room for about three."""
     max_bytes = 3 * max(len(data) for data in files_of(root).values())
     proxy.faults = [SLOW_DOWN, reset(300), cut(100)]
-    with remote_maker(root, tmp_path, max_bytes=max_bytes, decode={"num_threads": num_threads}) as (maker, plan):
+    with remote_maker(root, tmp_path, max_bytes=max_bytes, decode={"num_workers": num_workers}) as (maker, plan):
         found = []
         for batch in read_all(maker, plan, STEPS):
             found.append(batch)
@@ -170,12 +170,12 @@ def test_resumed_in_the_middle_only_what_is_left_is_fetched(root, expected, prox
     assert sorted(wanted(proxy)) == sorted(["dataset.json", *(f"{n}.{kind}" for n in names for kind in ("tar", "idx"))])
 
 
-@pytest.mark.parametrize("num_threads", [0, 1])
-def test_a_tar_that_is_missing_ends_the_stream_with_its_address(root, tmp_path, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_tar_that_is_missing_ends_the_stream_with_its_address(root, tmp_path, num_workers):
     files = files_of(root)
     del files["video-000003.tar"]
     with running(FileServer({f"/{name}": data for name, data in files.items()})) as server:
-        decode = {"num_threads": num_threads}
+        decode = {"num_workers": num_workers}
         with (
             remote_maker(root, tmp_path, server.address, decode=decode) as (maker, plan),
             pytest.raises(ShardError, match=rf"^{server.address}/video-000003\.tar: missing: .*404"),
@@ -194,7 +194,7 @@ def test_credentials_that_are_refused_are_named_before_anything_begins(root, pro
 
 
 def test_credentials_that_are_refused_in_the_middle(root, proxy, tmp_path):
-    with remote_maker(root, tmp_path, decode={"num_threads": 0}) as (maker, plan):
+    with remote_maker(root, tmp_path, decode={"num_workers": 0}) as (maker, plan):
         proxy.faults = [DENIED] * 40
         with pytest.raises(ShardError, match=r"^s3://corpus/.*video-00000\d\.\w+: forbidden"):
             read_all(maker, plan, STEPS)

@@ -139,7 +139,7 @@ def no_child_is_left():
 
 
 def test_a_hang_is_recorded_and_repeated_though_the_clip_could_be_decoded_now(root, faults, tmp_path):
-    config_ = stream_of(root, decode={"num_threads": 0, "num_processes": 1, "deadline_s": 2.0})
+    config_ = stream_of(root, decode={"num_workers": 0, "num_processes": 1, "deadline_s": 2.0})
     hanging = open_maker(config_)[0].make(make_plan(config_, open_sources(config_.sources)), 0, range(2)).keys[1]
     (faults / hanging).write_text("SIGSTOP")
     (first,) = read_all(*open_maker(config_, folder=tmp_path / "record"), range(1))
@@ -212,7 +212,7 @@ def test_a_decoder_that_is_killed_once_costs_nothing_and_killed_twice_one_sample
 
 def test_a_decoder_that_is_stopped_from_outside_is_replaced(root, faults, tmp_path):
     """As when somebody stops it by hand; the clip is decoded in the next process."""
-    config_ = stream_of(root, decode={"num_threads": 0, "num_processes": 1, "deadline_s": 2.0})
+    config_ = stream_of(root, decode={"num_workers": 0, "num_processes": 1, "deadline_s": 2.0})
     maker, plan = open_maker(config_, folder=tmp_path / "record")
     first = maker.make(plan, 0, range(2))
     (child,) = [one for one in psutil.Process().children() if "faulty_decoder" in " ".join(one.cmdline())]

@@ -19,7 +19,7 @@ from alpro_stream.stream.turbo import TurboDecoder
 from alpro_stream.stream.view import View, show
 
 SIZE = 224
-CONFIG = DecodeConfig(device="mixed", num_threads=2)
+CONFIG = DecodeConfig(device="mixed", num_workers=2)
 PLAIN = View((16 / 256, 8 / 256, SIZE / 256, SIZE / 256))
 # nvJPEG computes the transform and the colours in other numbers: a few levels, hardly any on average.
 WITHIN_JPEG = (12, 1.0)
@@ -140,7 +140,7 @@ def test_device_memory_stays_within_what_is_declared(device_id, side):
         torch.cuda.synchronize()
         taken.append((free_before - torch.cuda.mem_get_info(device_id)[0]) / 2**20)
     decoder.close()
-    assert taken[-1] <= device_memory_mb(SIZE, 64, side * side, CONFIG.num_threads)
+    assert taken[-1] <= device_memory_mb(SIZE, 64, side * side, CONFIG.num_workers)
     assert taken[-1] <= taken[4] + 1  # nothing grows
 
 

@@ -186,7 +186,7 @@ def isolated():
 
 @pytest.fixture(scope="module")
 def decoder():
-    with closing(build_clip_decoder(DecodeConfig(num_threads=1), SIDE, max_frames=4, device_id=None)) as decoder:
+    with closing(build_clip_decoder(DecodeConfig(num_workers=1), SIDE, max_frames=4, device_id=None)) as decoder:
         yield decoder
 
 

@@ -82,7 +82,8 @@ def train_on_a_small_disk(corpus, run_dir, full_rank):
     if dist.get_rank() == full_rank:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    return _message(config(corpus, run_dir, **STEPS))
+    # Memory that is shared with workers is a file too.
+    return _message(config(corpus, run_dir, **STEPS, **{"stream.decode.workers": "threads"}))
 
 
 def train_with_other_ranks(corpus, run_dir):

@@ -78,36 +78,36 @@ def test_killed_once_at_each_point_with_another_number_of_threads_each_time(root
     run = Run(root, tmp_path, LAST_STEP)
     # The second save is the first after a step.
     calls = {"step": draw.randint(3, 5), "reader": draw.randint(1, 30), "decoder": draw.randint(1, 5), "save": 2}
-    for point, num_threads in zip(POINTS, (1, 4, 0, 1), strict=True):
-        run.changes = {"decode": {"num_threads": num_threads}}
+    for point, num_workers in zip(POINTS, (1, 4, 0, 1), strict=True):
+        run.changes = {"decode": {"num_workers": num_workers}}
         assert not run.sit(1, {0: (point, calls[point])})
-    run.changes = {"decode": {"num_threads": 4}}
+    run.changes = {"decode": {"num_workers": 4}}
     assert run.sit(1)
     check(run, expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_threads", [0, 1, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_three_times_at_a_random_moment(root, expected, tmp_path, point, num_threads):
+def test_killed_three_times_at_a_random_moment(root, expected, tmp_path, point, num_workers):
     """The last sitting has another number of threads."""
     draw = seeded()
-    run = Run(root, tmp_path, LAST_STEP, {"decode": {"num_threads": num_threads}})
+    run = Run(root, tmp_path, LAST_STEP, {"decode": {"num_workers": num_workers}})
     per_step = {"reader": 8, "decoder": 1, "step": 1, "save": 0.5}[point]
     for _ in range(3):
         left = max(1, int((LAST_STEP - run.cursor().step) * per_step))
         assert not run.sit(1, {0: (point, draw.randint(1, max(1, left // 2)))})
         print(f"committed {run.cursor().step}")
-    run.changes = {"decode": {"num_threads": draw.choice([0, 1, 4])}}
+    run.changes = {"decode": {"num_workers": draw.choice([0, 1, 4])}}
     assert run.sit(1)
     check(run, expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_threads", [0, 1, 4])
-def test_killed_from_outside(root, expected, tmp_path, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_killed_from_outside(root, expected, tmp_path, num_workers):
     draw = seeded()
-    run = Run(root, tmp_path, LAST_STEP, {"decode": {"num_threads": num_threads}})
+    run = Run(root, tmp_path, LAST_STEP, {"decode": {"num_workers": num_workers}})
     for _ in range(3):
         run.sit(1, kill_after_lines=draw.randint(1, 20))
     run.sit(1)
@@ -211,11 +211,11 @@ def test_a_training_run_killed_in_its_decoder(corpus, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_threads", [0, 1, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
 @pytest.mark.parametrize("point", ["reader", "decoder"])
-def test_a_training_run_killed_in_its_stream_at_random_moments(corpus, whole, tmp_path, point, num_threads):
+def test_a_training_run_killed_in_its_stream_at_random_moments(corpus, whole, tmp_path, point, num_workers):
     draw = seeded()
-    run = config(corpus, tmp_path, **STEPS, **{"stream.decode.num_threads": num_threads})
+    run = config(corpus, tmp_path, **STEPS, **{"stream.decode.num_workers": num_workers})
     for _ in range(2):
         call = draw.randint(1, 35 if point == "reader" else 6)
         print(f"{point} call {call}")

@@ -12,7 +12,7 @@ from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
 from alpro_stream.shards.writer import ShardWriter
 from alpro_stream.stream.clips import ClipDecoder
 from alpro_stream.stream.config import StreamConfig, make_plan
-from alpro_stream.stream.decode import build_decoder
+from alpro_stream.stream.decode import FrameDecoder, build_decoder
 from alpro_stream.stream.gauges import Gauges
 from alpro_stream.stream.isolated import IsolatedDecoder
 from alpro_stream.stream.loader import Loader
@@ -35,7 +35,7 @@ def stream_config(root, **changes):
         "text": {"tokenizer": str(root / "tokenizer"), "num_tokens": 12},
         **changes,
         # One process is started faster than two, and few tests care.
-        "decode": {"num_threads": 1, "num_processes": 1, **changes.get("decode", {})},
+        "decode": {"num_workers": 1, "num_processes": 1, **changes.get("decode", {})},
     }
     return StreamConfig.model_validate(values)
 
@@ -56,12 +56,18 @@ def open_maker(config, wrap=lambda decoder: decoder, rank=0, folder=None, known=
     return maker, make_plan(config, sources)
 
 
-class Wrapped:
-    """A decoder of stored frames around another one; to be derived from."""
+class Wrapped(FrameDecoder):
+    """A decoder of stored frames around another one; to be derived from, with another `decode`."""
 
     def __init__(self, decoder):
         self._decoder = decoder
         self.device, self.needs_trial = decoder.device, decoder.needs_trial
+
+    def empty(self, shape):
+        return self._decoder.empty(shape)
+
+    def start(self, requests, out_NHWC, rows):
+        return lambda: self.decode(requests, out_NHWC, rows)
 
     def decode(self, requests, out_NHWC, rows):
         return self._decoder.decode(requests, out_NHWC, rows)

@@ -100,6 +100,14 @@ def test_written_file_has_the_agreed_keys(tmp_path, capsys):
     assert "NO" in shown
 
 
+def test_what_was_measured_on_is_printed_and_written(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    content = {"clips": 3, "median_size": "640x360"}
+    assert run("sample", lambda _: [], argv=["--json", str(path)], describe_content=lambda _: content) == 0
+    assert json.loads(path.read_text())["content"] == content
+    assert "measured on: clips 3, median_size 640x360" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("argv", "value", "status"), [([], 1, 0), (["--check"], 1, 1), (["--check"], 3, 0)])
 def test_a_missed_target_fails_only_when_asked(argv, value, status):
     rows = [Row(name="x", value=value, unit="s", target=Target(at_least=2)), Row(name="y", value=0, unit="s")]

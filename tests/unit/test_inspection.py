@@ -153,7 +153,7 @@ def test_masked_pairs_are_those_that_training_masks(related, tmp_path, unit, is_
     (view,) = shuffle_view(related / "train", settings)["sources"]
     assert view["num_units"] == (48 if is_plain else 46) * (1 if unit == "clip" else 2)
     sources = [{"path": related / "train", **source}]
-    decode = {"num_threads": 1, "num_processes": 1}
+    decode = {"num_workers": 1, "num_processes": 1}
     config = stream_config(related, **changes, sources=sources, unit=unit, decode=decode)
     maker, plan = open_maker(config)
     videos, texts = [], []

@@ -17,7 +17,7 @@ from stream_parts import Wrapped, stored_as, write_clips
 from alpro_stream.errors import SampleError
 from alpro_stream.media import FrameConfig, sparse_frames
 from alpro_stream.stream.clips import ClipDecoder, FramesClip, VideoClip, build_clip_decoder, read_clip
-from alpro_stream.stream.decode import DecodeConfig, build_decoder
+from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, build_decoder
 from alpro_stream.stream.gauges import Gauges
 from alpro_stream.stream.isolated import FrameChoice, IsolatedDecoder
 from alpro_stream.stream.jpeg import read_header
@@ -34,7 +34,7 @@ ERASED = 77
 
 @pytest.fixture(scope="module")
 def frames():
-    with closing(build_decoder(DecodeConfig(num_threads=2), SIZE, max_frames=16, device_id=None)) as frames:
+    with closing(build_decoder(DecodeConfig(num_workers=2), SIZE, max_frames=16, device_id=None)) as frames:
         yield frames
 
 
@@ -310,11 +310,14 @@ def test_a_clip_that_cannot_be_decoded_costs_itself_alone(decoder):
 def test_of_two_damaged_frames_the_first_gives_the_reason_whichever_was_found_first(isolated):
     """It is written down, and a run that goes on must write the same."""
 
-    class Shuffled:
+    class Shuffled(FrameDecoder):
         device, needs_trial = torch.device("cpu"), False
 
-        def decode(self, requests, out_NHWC, rows):
-            return {number: f"number {number}" for number in (2, 3, 1)}
+        def start(self, requests, out_NHWC, rows):
+            return lambda: {number: f"number {number}" for number in (2, 3, 1)}
+
+        def close(self):
+            pass
 
     causes, reasons, _ = decode(ClipDecoder(Shuffled(), isolated, SIZE), [clip(PLAIN, PLAIN), clip(PLAIN, PLAIN)], 2)
     assert causes == ["decode", "decode"]
@@ -330,7 +333,7 @@ def test_a_picture_too_large_is_refused_before_memory_is_taken(decoder):
 # The trial of headers
 
 
-class Crashing:
+class Crashing(FrameDecoder):
     """A decoder whose process may not be given damaged headers; it says what it was given."""
 
     needs_trial = True
@@ -338,9 +341,15 @@ class Crashing:
     def __init__(self, frames):
         self._frames, self.device, self.given = frames, frames.device, []
 
-    def decode(self, requests, out_NHWC, rows):
+    def empty(self, shape):
+        return self._frames.empty(shape)
+
+    def start(self, requests, out_NHWC, rows):
         self.given += [one.jpeg for one in requests]
-        return self._frames.decode(requests, out_NHWC, rows)
+        return self._frames.start(requests, out_NHWC, rows)
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -414,7 +423,7 @@ def refused(decoder, jpegs):
     return [error is not None for error in decoder.decode(clips, decoder.empty(len(clips), 1))]
 
 frames = [jpeg(number) for number in range(32)]
-dali, isolated = build_decoder(DecodeConfig(backend="dali", num_threads=2), 28, 32, None), IsolatedDecoder(1, 60.0)
+dali, isolated = build_decoder(DecodeConfig(backend="dali", num_workers=2), 28, 32, None), IsolatedDecoder(1, 60.0)
 num_refused = 0
 for cut in range(4, 34, 3):
     damaged = frames[3][: -10 * cut]
@@ -445,7 +454,7 @@ def test_bytes_of_a_clip_are_counted():
 
 
 def test_a_decoder_is_built_with_the_deadline_that_is_set():
-    config, gauges = DecodeConfig(num_threads=0, num_processes=1, deadline_s=0.001), Gauges()
+    config, gauges = DecodeConfig(num_workers=0, num_processes=1, deadline_s=0.001), Gauges()
     with closing(build_clip_decoder(config, SIZE, 8, None, gauges)) as decoder:
         causes, (reason, *_), _ = decode(decoder, [video(VIDEO), clip(PLAIN, PLAIN), clip(PLAIN[:-1], PLAIN)], 2)
     assert causes == ["deadline", None, "deadline"]
@@ -454,7 +463,7 @@ def test_a_decoder_is_built_with_the_deadline_that_is_set():
 
 
 def test_a_decoder_counts_where_it_is_told():
-    config, gauges = DecodeConfig(num_threads=0, num_processes=1), Gauges()
+    config, gauges = DecodeConfig(num_workers=0, num_processes=1), Gauges()
     with closing(build_clip_decoder(config, SIZE, 8, None, gauges)) as decoder:
         decode(decoder, [clip(stored_as(PLAIN, "PNG"))], 1)
     assert gauges.lap()["stream/fallbacks"] == 1

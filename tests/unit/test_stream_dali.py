@@ -155,8 +155,8 @@ def mixture():
 @pytest.mark.parametrize("does_all", [False, True])
 def test_the_same_pixels_for_any_batch_and_any_number_of_threads(does_all):
     requests, found = mixture(), []
-    for max_frames, num_threads, order in [(60, 2, 1), (7, 0, 1), (3, 3, -1)]:
-        decoder = DaliDecoder(CONFIG.model_copy(update={"num_threads": num_threads}), SIZE, max_frames, None)
+    for max_frames, num_workers, order in [(60, 2, 1), (7, 0, 1), (3, 3, -1)]:
+        decoder = DaliDecoder(CONFIG.model_copy(update={"num_workers": num_workers}), SIZE, max_frames, None)
         decoder._does_all = does_all
         pixels = decoded(decoder, requests[::order])[::order]
         found.append(np.stack([*pixels[:55], *decoded(decoder, requests[55:])]))
@@ -190,17 +190,32 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_there(dali):
     assert decoded(dali, [resized]).any()  # the pipeline was built anew
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_calls_are_finished_in_any_order_also_where_one_has_frames_that_are_refused(dali, turbo, order):
+    """What a pipeline had when it was declared invalid belongs to several calls."""
+    good, bad = mixture()[:20], FrameRequest(b"\xff\xd8\xff\xd9", 120, 110, WHOLE_PIXELS)
+    requests = [good, [*good[:10], bad, *good[10:]], [bad], good]
+    expected = decoded(dali, good)
+    rooms = [dali.empty((len(own), SIZE, SIZE, 3)) for own in requests]
+    calls = [dali.start(own, room, range(len(own))) for own, room in zip(requests, rooms, strict=True)]
+    errors = {number: calls[number]() for number in order}
+    assert [list(errors[number]) for number in range(4)] == [[], [10], [0], []]
+    for number in (0, 3):
+        np.testing.assert_array_equal(rooms[number], expected)
+    np.testing.assert_array_equal(np.delete(rooms[1].numpy(), 10, 0), expected)
+
+
 def test_runs_of_large_frames_are_short(monkeypatch, turbo):
     monkeypatch.setattr("alpro_stream.stream.dali._MAX_RUN_PIXELS", 2 * 120 * 110)
     lengths = []
     decoder = DaliDecoder(CONFIG, SIZE, 40, None)
-    work = decoder._pipelines.work
+    begin = decoder._pipelines.begin
 
     def recorded(kind, runs, feed, take):
-        lengths.extend(map(len, runs))
-        return work(kind, runs, feed, take)
+        lengths.extend(map(len, runs := list(runs)))
+        return begin(kind, runs, feed, take)
 
-    decoder._pipelines.work = recorded
+    decoder._pipelines.begin = recorded
     requests = [request(seed, WHOLE_PIXELS) for seed in range(5)]
     np.testing.assert_array_equal(decoded(decoder, requests), decoded(turbo, requests))
     assert lengths == [2, 2, 1]

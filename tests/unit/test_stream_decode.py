@@ -9,7 +9,7 @@ import torch
 from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError
 from alpro_stream.stream.decode import DecodeConfig, build_decoder, decoder_name
-from alpro_stream.stream.turbo import TurboDecoder
+from alpro_stream.stream.workers import TurboWorkers
 
 
 def test_mixed_needs_a_gpu():
@@ -24,7 +24,7 @@ def test_on_a_cpu_it_is_libjpeg_turbo_where_dali_is_not_installed_too(backend, m
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # an import of it fails
     for device_id in (None, 0):
         with closing(build_decoder(DecodeConfig(backend=backend), 48, 4, device_id)) as decoder:
-            assert isinstance(decoder, TurboDecoder)
+            assert isinstance(decoder, TurboWorkers)
             assert decoder.device == torch.device("cpu")
             assert not decoder.needs_trial
     with pytest.raises(ConfigError, match="NVIDIA DALI is not installed"):
@@ -45,4 +45,4 @@ def test_the_name_tells_decoders_apart_by_their_pixels():
     assert len(names) == 3
     assert decoder_name(DecodeConfig(device="cpu")) == "libjpeg-turbo-cpu"
     assert decoder_name(DecodeConfig(device="mixed")) == "dali-mixed"
-    assert decoder_name(DecodeConfig(num_threads=1)) == decoder_name(DecodeConfig(num_threads=8))
+    assert decoder_name(DecodeConfig(num_workers=1)) == decoder_name(DecodeConfig(num_workers=8))

@@ -187,7 +187,7 @@ def figures(data=0.0, prompter=0.0, **stages):
         (
             figures(31.2, 0.1, decode=97.4, read=12),
             "decoding (the step waits 31 % of its time for data; decoding is busy 97 %, reading 12 %): "
-            "raise stream.decode.num_threads (num_processes for whole videos), or decode on the GPU with "
+            "raise stream.decode.num_workers (num_processes for whole videos), or decode on the GPU with "
             "stream.decode.device=mixed",
         ),
         (

@@ -68,7 +68,7 @@ def _no_thread_is_left_behind(seven_steps):
 
 def decoding(maker, **decode):
     """The same maker with other settings of the queues."""
-    changed = DecodeConfig.model_validate({"num_threads": 1, **decode})
+    changed = DecodeConfig.model_validate({"num_workers": 1, **decode})
     return replace(maker, config=maker.config.model_copy(update={"decode": changed}), gauges=Gauges())
 
 
@@ -103,7 +103,7 @@ def test_steps_of_videos_and_steps_of_images(parts, seven_steps):
     assert len({key for batch in videos[:2] for key in batch.keys}) == 16
 
 
-@pytest.mark.parametrize("decode", [{"num_threads": 0}, {"prefetch": 1}, {"prefetch": 3}, {"queue_mb": 1}])
+@pytest.mark.parametrize("decode", [{"num_workers": 0}, {"prefetch": 1}, {"prefetch": 3}, {"queue_mb": 1}])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_same_global_batches_for_any_ranks_threads_and_queues(parts, seven_steps, world_size, decode):
     maker, plan = parts
@@ -126,13 +126,13 @@ def test_the_same_global_batches_for_any_ranks_threads_and_queues(parts, seven_s
         (1, 2, 3, 4, 5, 6, 7),
     ],
 )
-@pytest.mark.parametrize("num_threads", [0, 1, 4])
-def test_a_resumed_stream_goes_on_as_if_nothing_had_been(parts, seven_steps, stops, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_a_resumed_stream_goes_on_as_if_nothing_had_been(parts, seven_steps, stops, num_workers):
     """What each loader prepared ahead is dropped and made again by the next."""
     maker, plan = parts
     taken = []
     for first, stop in zip((0, *stops), (*stops, 7), strict=True):
-        loader = open_loader(decoding(maker, num_threads=num_threads), plan, range(first, 7))
+        loader = open_loader(decoding(maker, num_workers=num_workers), plan, range(first, 7))
         assert len(loader) == 7 - first
         batches = iter(loader)
         taken += [next(batches) for _ in range(first, stop)]
@@ -151,14 +151,14 @@ def test_four_ranks_then_two_then_four(parts, seven_steps):
                 assert_batches_equal(batches[index], part)
 
 
-@pytest.mark.parametrize("num_threads", [0, 1])
-def test_ranks_that_do_not_divide_the_lanes_start_no_thread(parts, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_ranks_that_do_not_divide_the_lanes_start_no_thread(parts, num_workers):
     maker, plan = parts
     with pytest.raises(PlanError, match=r"3 ranks do not divide the 4 lanes .*: 1, 2, 4 "):
-        open_loader(decoding(maker, num_threads=num_threads), plan, range(7), world_size=3)
+        open_loader(decoding(maker, num_workers=num_workers), plan, range(7), world_size=3)
 
 
-@pytest.mark.parametrize("num_threads", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(
     ("skip_steps", "left"),
     [
@@ -172,10 +172,10 @@ def test_ranks_that_do_not_divide_the_lanes_start_no_thread(parts, num_threads):
         (((0, 7),), []),
     ],
 )
-def test_its_length_is_exact_equal_on_all_ranks_and_counts_down(parts, seven_steps, skip_steps, left, num_threads):
+def test_its_length_is_exact_equal_on_all_ranks_and_counts_down(parts, seven_steps, skip_steps, left, num_workers):
     maker, plan = parts
     for rank in range(2):
-        loader = open_loader(decoding(maker, num_threads=num_threads), plan, range(7), rank, 2, skip_steps)
+        loader = open_loader(decoding(maker, num_workers=num_workers), plan, range(7), rank, 2, skip_steps)
         assert len(loader) == len(left)
         for number, batch in enumerate(loader, 1):
             assert len(loader) == len(left) - number
@@ -218,10 +218,10 @@ def videos_only(root, **changes):
     return stream_config(root, sources=[{"path": root / "train", "kind": "video"}], **changes)
 
 
-@pytest.mark.parametrize("num_threads", [0, 1])
-def test_a_missing_tar_is_an_error_of_the_consumer_after_the_batches_before_it(damaged, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_missing_tar_is_an_error_of_the_consumer_after_the_batches_before_it(damaged, num_workers):
     (damaged / "train" / "video-000002.tar").unlink()
-    maker, plan = open_maker(videos_only(damaged, window_shards=1, decode={"num_threads": num_threads}))
+    maker, plan = open_maker(videos_only(damaged, window_shards=1, decode={"num_workers": num_workers}))
     bad = next(step for step in range(20) if 2 in plan[step].refs[..., 0])
     loader = open_loader(maker, plan, range(bad + 5))
     taken = []
@@ -264,12 +264,21 @@ class Observed:
     def empty(self, num_clips, num_frames):
         return self._decoder.empty(num_clips, num_frames).repeat(1, 1, self._enlarged, self._enlarged, 1)
 
-    def decode(self, clips, out_BTHWC):
+    def finished(self, pixels):
+        return self._decoder.finished(pixels)
+
+    def start(self, clips, out_BTHWC):
+        return lambda: self._decode(clips, out_BTHWC)
+
+    def _decode(self, clips, out_BTHWC):
         self.num_calls += 1
         self.called.release()
         self.go_on.wait(60)
         side = out_BTHWC.shape[2] // self._enlarged
-        return self._decoder.decode(clips, out_BTHWC[:, :, :side, :side].contiguous())
+        room = self._decoder.empty(*out_BTHWC.shape[:2])
+        errors = self._decoder.decode(clips, room)
+        out_BTHWC[:, :, :side, :side] = room
+        return errors
 
 
 def observed(maker, enlarged=1, **decode):
@@ -329,7 +338,7 @@ class HeldReading(BatchMaker):
 
 def test_without_threads_a_batch_is_made_when_it_is_asked_for(parts):
     maker, plan = parts
-    maker = observed(maker, num_threads=0)
+    maker = observed(maker, num_workers=0)
     before = threading.active_count()
     loader = open_loader(maker, plan, range(5))
     assert maker.decoder.num_calls == 0

@@ -94,11 +94,11 @@ def test_pixels_are_the_drawn_window_of_the_drawn_frames(distinct):
         np.testing.assert_array_equal(clip, seen(stored_frames(number_of(key)), (config.seed, "video", 0, key), True))
 
 
-@pytest.mark.parametrize("num_threads", [0, 1, 2, 4])
-def test_any_number_of_threads_gives_the_same_batch(distinct, num_threads):
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+def test_any_number_of_threads_gives_the_same_batch(distinct, num_workers):
     changes = {"crop_scale": 0.7, "augment": "increasing"}
     one, plan = open_maker(stream_config(distinct, **changes))
-    many, _ = open_maker(stream_config(distinct, **changes, decode={"num_threads": num_threads}))
+    many, _ = open_maker(stream_config(distinct, **changes, decode={"num_workers": num_workers}))
     for step in (0, 1):
         assert_batches_equal(many.make(plan, step, range(4)), one.make(plan, step, range(4)))
     many.close()
@@ -348,7 +348,7 @@ def test_the_fingerprint_survives_json(root):
 def test_the_fingerprint_does_not_depend_on_places_and_threads(root, tmp_path):
     write_dataset(tmp_path / "train", video_shards=[5, 7, 6], image_shards=[9], num_frames=9)
     write_tokenizer(tmp_path / "tokenizer")
-    moved = fingerprint_of(tmp_path, decode={"num_threads": 2, "prefetch": 7})
+    moved = fingerprint_of(tmp_path, decode={"num_workers": 2, "prefetch": 7})
     assert moved == fingerprint_of(root)
     heavier = [{"path": root / "train", "weight": 3}]
     assert fingerprint_of(root, sources=heavier) == fingerprint_of(root)

@@ -189,12 +189,12 @@ def test_a_damaged_sample_is_replaced_by_one_that_its_pass_leaves_over(root, dam
     assert batch.captions[2 * lane + row] == whole.sources[0].reader.metadata(f"video-{shard:06d}", slot).captions[0]
 
 
-@pytest.mark.parametrize("num_threads", [0, 1, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_substitutes_do_not_depend_on_ranks_and_threads(damaged, num_threads, world_size):
+def test_substitutes_do_not_depend_on_ranks_and_threads(damaged, num_workers, world_size):
     maker, plan = open_maker(stream_config(damaged))
     expected = [maker.make(plan, step, range(4)) for step in range(6)]
-    config = stream_config(damaged, decode={"num_threads": num_threads})
+    config = stream_config(damaged, decode={"num_workers": num_workers})
     ranks = [read_all(*open_maker(config), range(6), rank, world_size) for rank in range(world_size)]
     for step, whole in enumerate(expected):
         keys = tuple(key for batches in ranks for key in batches[step].keys)
@@ -281,9 +281,12 @@ class Hanging:
     def empty(self, num_clips, num_frames):
         return torch.zeros(num_clips, num_frames, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
 
-    def decode(self, clips, out_BTHWC):
+    def start(self, clips, out_BTHWC):
         self.num_clips += len(clips)
-        return [IsolatedError("deadline", "it took more than 30 s")] * len(clips)
+        return lambda: [IsolatedError("deadline", "it took more than 30 s")] * len(clips)
+
+    def finished(self, pixels):
+        return pixels
 
 
 def test_few_substitutes_are_waited_for_when_they_hang(root):

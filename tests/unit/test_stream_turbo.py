@@ -1,18 +1,19 @@
-"""Stored frames by libjpeg-turbo: Pillow's pixels, whatever is decoded beside them and by how many threads."""
+"""Stored frames by libjpeg-turbo: Pillow's pixels, whatever is decoded beside them, in threads or processes."""
 
 import random
 import threading
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from stream_jpegs import jpeg, pixels_of, waves
 
 from alpro_stream.stream.decode import FrameRequest
 from alpro_stream.stream.turbo import TurboDecoder
 from alpro_stream.stream.view import View, show
+from alpro_stream.stream.workers import TurboWorkers
 
 SIZE = 48
 ERASED = 77
@@ -23,9 +24,9 @@ VIEWS = (
 )
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    with closing(TurboDecoder(2)) as decoder:
+@pytest.fixture(scope="module", params=["threads", "processes"])
+def decoder(request):
+    with closing(TurboDecoder(2) if request.param == "threads" else TurboWorkers(2, 60.0)) as decoder:
         yield decoder
 
 
@@ -35,7 +36,7 @@ def request(data, view=None):
 
 
 def decode(decoder, requests, size=SIZE):
-    out = torch.full((len(requests), size, size, 3), ERASED, dtype=torch.uint8)
+    out = decoder.empty((len(requests), size, size, 3)).fill_(ERASED)
     return decoder.decode(requests, out, range(len(requests))), out.numpy()
 
 
@@ -92,12 +93,18 @@ def mixed():
     return [request(jpeg(waves(*shapes[i % 3], i), subsampling=i % 3), VIEWS[i % 2]) for i in range(12)]
 
 
-@pytest.mark.parametrize("num_threads", [0, 1, 2, 4])
-def test_any_number_of_threads_any_company_and_any_order_give_the_same_pixels(mixed, num_threads):
+BUILDERS = [
+    *(pytest.param(partial(TurboDecoder, count), id=f"{count} threads") for count in (0, 1, 2, 4)),
+    *(pytest.param(partial(TurboWorkers, count, 60.0), id=f"{count} processes") for count in (1, 3)),
+]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_any_number_of_workers_any_company_and_any_order_give_the_same_pixels(mixed, build):
     expected = [seen(one.jpeg, one.view) for one in mixed]
     assert len({pixels.tobytes() for pixels in expected}) == len(mixed)
-    rng = random.Random(num_threads)
-    with closing(TurboDecoder(num_threads)) as decoder:
+    rng = random.Random(0)
+    with closing(build()) as decoder:
         for _ in range(5):
             numbers = rng.sample(range(len(mixed)), rng.randint(1, len(mixed)))
             errors, found = decode(decoder, [mixed[number] for number in numbers])
@@ -111,7 +118,7 @@ def test_no_requests_are_no_work(decoder):
 
 def test_rows_between_those_asked_for_are_left_alone(decoder, mixed):
     rows = [1, 2, 6, 9]
-    room = torch.full((11, SIZE, SIZE, 3), ERASED, dtype=torch.uint8)
+    room = decoder.empty((11, SIZE, SIZE, 3)).fill_(ERASED)
     assert decoder.decode(mixed[:4], room, rows) == {}
     for row, pixels in enumerate(room.numpy()):
         if row in rows:
@@ -122,7 +129,7 @@ def test_rows_between_those_asked_for_are_left_alone(decoder, mixed):
 
 
 def test_a_part_of_a_batch_is_written_in_place(decoder, mixed):
-    batch = torch.full((4, 3, SIZE, SIZE, 3), ERASED, dtype=torch.uint8)
+    batch = decoder.empty((4, 3, SIZE, SIZE, 3)).fill_(ERASED)
     assert decoder.decode(mixed[:3], batch[2:3].flatten(0, 1), range(3)) == {}
     np.testing.assert_array_equal(batch[2], np.stack([seen(one.jpeg, one.view) for one in mixed[:3]]))
     assert (batch[[0, 1, 3]] == ERASED).all()
@@ -144,16 +151,16 @@ def damaged(data):
     }
 
 
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_damage_is_refused_by_number_and_the_others_are_there(mixed, num_threads):
+@pytest.mark.parametrize("build", BUILDERS)
+def test_damage_is_refused_by_number_and_the_others_are_there(mixed, build):
     bad = damaged(mixed[0].jpeg)
     requests = list(mixed[:11])
     places = {1 + place + place // 3: data for place, data in enumerate(bad.values())}
     for place, data in places.items():
         requests.insert(place, FrameRequest(data, 64, 64, View()))
-    with closing(TurboDecoder(num_threads)) as decoder:
+    with closing(build()) as decoder:
         errors, found = decode(decoder, requests)
-        assert decode(decoder, requests)[0] == errors  # the same words, whichever thread it was
+        assert decode(decoder, requests)[0] == errors  # the same words, whoever it was
     assert errors.keys() == places.keys()
     assert all(errors.values())
     for number, one in enumerate(requests):
