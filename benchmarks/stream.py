@@ -33,6 +33,7 @@ _DETAILS = {"cpu_s_per_clip": ("CPU ms/clip", 1e3), "bytes_read_per_clip": ("kB/
 _STREAMS: Mapping[str, tuple[str, dict[str, Any] | None]] = {
     _RAW: ("frames", None),
     _OURS: ("frames", {}),
+    "stream, libjpeg-turbo in threads": ("frames", {"decode": {"workers": "threads"}}),
     "stream, libjpeg-turbo, published augmentation": ("frames", {"augment": "published"}),
     "stream, DALI": ("frames", {"decode": {"backend": "dali"}}),
     _VIDEOS: ("video", {}),
