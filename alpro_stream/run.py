@@ -1,11 +1,12 @@
 """A whole training run: its configuration, and `train(config)`, which builds the parts and trains."""
 
+import copy
 import fcntl
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from pydantic import model_validator
 
 from alpro_stream.config import Config, save_config, validate
 from alpro_stream.errors import CheckpointError, ConfigError
+from alpro_stream.evaluate.validation import ValidationConfig, open_validation
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
 from alpro_stream.manifest import KINDS, Kind
 from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig
@@ -30,6 +32,7 @@ from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClien
 from alpro_stream.shards.entities import load_entities, merge_entities
 from alpro_stream.shards.layout import ENTITIES_FILE
 from alpro_stream.shards.remote_files import join
+from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.config import StreamConfig, fingerprint, make_plan
 from alpro_stream.stream.cursor import Cursor, already_trained, check_fingerprint, num_steps_left
@@ -50,6 +53,8 @@ from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
 from alpro_stream.train.distributed import World, join_world
 from alpro_stream.train.engine import Engine
+from alpro_stream.train.metrics import RESOLVED_CONFIG_FILE
+from alpro_stream.train.rehearsal import made_up_batch, rehearse
 from alpro_stream.train.restore import describe_prompter, ensure_bank, load_labeller, start_from_trained
 from alpro_stream.train.trainer import Parts, TrainConfig, Trainer
 
@@ -80,6 +85,8 @@ class RunConfig(Config):
     """The frozen prompter; needed while PEM has a weight."""
     train: TrainConfig = TrainConfig()
     """Length, optimizer, engine, checkpoints."""
+    validation: ValidationConfig | None = None
+    """Held-out data to look at while the run goes on."""
     accept: tuple[str, ...] = ()
     """Names of what may differ from the checkpoint that the run goes on from, as the refusal names them; what was one
     run is then two, with a seam."""
@@ -102,15 +109,27 @@ class RunConfig(Config):
 
 
 class FinishedRun(Config):
-    """What `train` hands back: the last checkpoint, and whether there was anything left to do."""
+    """What `train` hands back.
+
+    Attributes:
+        checkpoint: the last one.
+        num_steps: of the whole run.
+        already_done: whether there was nothing left to do.
+        was_stopped: whether it was asked to stop before its last step.
+    """
 
     checkpoint: Path
     num_steps: int
-    already_done: bool
+    already_done: bool = False
+    was_stopped: bool = False
 
 
-def train(config: RunConfig) -> FinishedRun:
+def train(config: RunConfig, is_asked_to_stop: Callable[[], bool] = lambda: False) -> FinishedRun:
     """Trains, or goes on from the newest complete checkpoint in `run_dir`; called on every rank.
+
+    Args:
+        config: of the run.
+        is_asked_to_stop: asked after each step; where it is so on any rank, all save and return.
 
     Raises:
         AlproError: with a message for the user; see `alpro_stream.errors`.
@@ -148,13 +167,13 @@ def train(config: RunConfig) -> FinishedRun:
             if previous is None:
                 raise ConfigError(f"stream.skip_steps leaves out all {num_steps} steps of the run; leave some to train")
             return FinishedRun(checkpoint=previous, num_steps=num_steps, already_done=True)
-        parts = _build(config, world, data, gauges, previous, stack)
+        parts = _build(config, world, data, gauges, previous, is_asked_to_stop, stack)
         lookahead = config.prompter.lookahead if config.prompter else 0
         trainer = Trainer(config.train, parts, config.stream.seed, lookahead, config.stream.skip_steps)
         if previous:
             trainer.resume(previous)
-        trainer.train()
-        return FinishedRun(checkpoint=latest_checkpoint(config.run_dir), num_steps=num_steps, already_done=False)
+        is_done = trainer.train()
+        return FinishedRun(checkpoint=latest_checkpoint(config.run_dir), num_steps=num_steps, was_stopped=not is_done)
 
 
 @contextmanager
@@ -234,11 +253,11 @@ def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path |
     state = read_state(found[-1])
     check_fingerprint(state["fingerprint"], _fingerprint(config, data), str(found[-1]), config.accept)
     stage = config.train.engine.zero_stage
-    # Without ZeRO every rank has the whole state, and any number of them can take it.
-    if stage != state["zero_stage"] or (stage and world.size != state["world_size"]):
+    if stage != state["zero_stage"]:
         raise CheckpointError(
             f"{found[-1]} was written by {state['world_size']} ranks with ZeRO stage {state['zero_stage']}, this run "
-            f"has {world.size} with stage {stage}: optimizer state is not converted; use the same again"
+            f"has {world.size} with stage {stage}: optimizer state is converted for another number of ranks, but not "
+            f"for another stage; set train.engine.zero_stage={state['zero_stage']}"
         )
     return found[-1]
 
@@ -275,7 +294,13 @@ def _quarantine(config: RunConfig, world: World, sources: Sequence[Source], prev
 
 
 def _build(
-    config: RunConfig, world: World, data: _Data, gauges: Gauges, previous: Path | None, stack: ExitStack
+    config: RunConfig,
+    world: World,
+    data: _Data,
+    gauges: Gauges,
+    previous: Path | None,
+    is_asked_to_stop: Callable[[], bool],
+    stack: ExitStack,
 ) -> Parts:
     """Decoder, model, engine and prompter: what takes seconds. What must be ended goes on the stack."""
     video = config.model.video
@@ -283,6 +308,7 @@ def _build(
     with world.all_or_none():
         if world.is_first:
             (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+            save_config(config, config.run_dir / RESOLVED_CONFIG_FILE)
             if not previous:  # Of a sitting that came to no checkpoint, perhaps with other data.
                 shutil.rmtree(config.run_dir / RECORD_FOLDER, ignore_errors=True)
             if data.prompter:
@@ -309,8 +335,26 @@ def _build(
         torch.manual_seed(config.stream.seed)
         objective = _objective(config, data)
         set_checkpointing(objective, config.train.engine.activation_checkpointing)
+        validation = None
+        if config.validation:
+            validation = open_validation(
+                config.validation, config.stream, config.model.video, data.tokenizer, len(data.entities), world, stack
+            )
+    if config.train.rehearsal:
+        rehearsed = copy.deepcopy(objective)
         if config.train.engine.compile:
-            objective.compile_parts()
+            rehearsed.compile_parts()
+        rehearse(
+            rehearsed,
+            _made_up_batches(config, data, world),
+            len(data.entities),
+            config.train.engine,
+            config.train.optimizer,
+            world,
+        )
+        del rehearsed
+    if config.train.engine.compile:
+        objective.compile_parts()
     engine = Engine(objective, config.train.engine, config.train.optimizer, world, rank_batch)
     return Parts(
         run_dir=config.run_dir,
@@ -325,7 +369,29 @@ def _build(
         operations={kind: _operations(config, data, kind) for kind in KINDS},
         peak_per_s=_peak_per_s(config, world),
         save_extras=partial(_save_extras, config, world, engine, data),
+        entities=data.entities,
+        ignore_rule=config.losses.pem.ignore,
+        is_asked_to_stop=is_asked_to_stop,
+        validation=validation(engine, config.train.engine.num_micro_batches) if validation else None,
     )
+
+
+def _made_up_batches(config: RunConfig, data: _Data, world: World) -> list[Batch]:
+    """One of each kind that the run has."""
+    video, stream = config.model.video, config.stream
+    return [
+        made_up_batch(
+            kind,
+            stream.global_batch // world.size,
+            stream.num_lanes // world.size,
+            (video.num_frames if kind == "video" else 1, video.image_size),
+            stream.text.num_tokens,
+            data.tokenizer.vocab_size,
+            world.rank,
+        )
+        for kind in KINDS
+        if any(source.kind == kind for source in data.sources)
+    ]
 
 
 def _objective(config: RunConfig, data: _Data) -> DualObjective | PretrainObjective:
@@ -341,7 +407,10 @@ def _objective(config: RunConfig, data: _Data) -> DualObjective | PretrainObject
 def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Path, rank_batch: int) -> Prompter:
     assert config.prompter is not None
     bank = ensure_bank(checkpoint, data.entities, config.run_dir / "prompter", world.device)
-    make_labeller = partial(load_labeller, checkpoint, bank, config.losses.pem, world.device)
+    prompter = config.prompter
+    make_labeller = partial(
+        load_labeller, checkpoint, bank, config.losses.pem, world.device, prompter.precision, prompter.compile
+    )
     if config.prompter.placement == "inline":
         return InlinePrompter(make_labeller())
     video = config.model.video
@@ -352,6 +421,7 @@ def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Pa
         config.prompter,
         config.run_dir / "logs" / f"prompter-rank{world.rank}.log",
         world.rank,
+        world.device,
     )
 
 

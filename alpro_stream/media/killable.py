@@ -50,9 +50,14 @@ class KillableProcess:
         self._popen: subprocess.Popen[bytes] | None = None
         self.time_limit_s = self.deadline = math.inf
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process, and it has not ended."""
+        return self._popen is not None and self._popen.poll() is None
+
     def send(self, message: bytes) -> bool:
         """Hands a small message over; whether a process was started for it, because there was none or it had ended."""
-        is_new = self._popen is None or self._popen.poll() is not None
+        is_new = not self.is_running
         if is_new:
             self._kill()
             self._start()

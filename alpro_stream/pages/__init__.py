@@ -1,6 +1,6 @@
 """Pages: plain data in, one self-contained file out."""
 
-from alpro_stream.pages.render import render_dataset_card, render_report, render_shard_report
+from alpro_stream.pages.render import render_dataset_card, render_report, render_run_report, render_shard_report
 from alpro_stream.pages.report import (
     Box,
     ClipExample,
@@ -17,6 +17,13 @@ from alpro_stream.pages.report import (
     SearchExample,
     StageTime,
 )
+from alpro_stream.pages.run_report import (
+    DroppedCause,
+    DroppedSample,
+    RunReportData,
+    SavedCheckpoint,
+    TrainingNumbers,
+)
 from alpro_stream.pages.shard_report import (
     DatasetCard,
     Histogram,
@@ -32,6 +39,8 @@ __all__ = [
     "ClipExample",
     "Command",
     "DatasetCard",
+    "DroppedCause",
+    "DroppedSample",
     "EntityProbability",
     "Histogram",
     "KeyNumbers",
@@ -43,13 +52,17 @@ __all__ = [
     "RetrievalScore",
     "RetrievalTable",
     "RunConfig",
+    "RunReportData",
     "SampleSheet",
+    "SavedCheckpoint",
     "SearchExample",
     "ShardReportData",
     "SplitCounts",
     "StageTime",
+    "TrainingNumbers",
     "WorkerRate",
     "render_dataset_card",
     "render_report",
+    "render_run_report",
     "render_shard_report",
 ]

@@ -7,20 +7,32 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from alpro_stream.pages import histograms, markdown, numbers, pictures, plots
 from alpro_stream.pages.report import ReportData
+from alpro_stream.pages.run_report import RunReportData
 from alpro_stream.pages.shard_report import DatasetCard, ShardReportData
 
 _MOST_REASONS = 100
 
 
 def render_report(report: ReportData) -> str:
-    """The page of a run as one HTML file that asks for nothing else: styles, plots and pictures are inside.
+    """The page of the whole way, from shards to retrieval, as one HTML file that asks for nothing else.
+
+    Styles, plots and pictures are inside. All text of the report is escaped.
+
+    Raises:
+        MediaError: a picture that is neither JPEG nor PNG.
+    """
+    return _render(_html(), "report.html.j2", report=report)
+
+
+def render_run_report(report: RunReportData) -> str:
+    """The page of a single training run as one HTML file that asks for nothing else.
 
     All text of the report is escaped.
 
     Raises:
         MediaError: a picture that is neither JPEG nor PNG.
     """
-    return _render(_html(), "report.html.j2", report=report)
+    return _render(_html(), "run_report.html.j2", report=report)
 
 
 def render_shard_report(report: ShardReportData) -> str:

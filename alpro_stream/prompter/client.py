@@ -7,14 +7,17 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import Field
 
 from alpro_stream.config import Config
 from alpro_stream.errors import PrompterError
 from alpro_stream.losses.objective import SoftLabels
-from alpro_stream.prompter.labels import Labeller
+from alpro_stream.prompter.labels import Labeller, Precision
 from alpro_stream.prompter.service import Buffers, serve
 from alpro_stream.stream.batch import Batch
+
+_CPU = torch.device("cpu")
 
 
 class PrompterConfig(Config):
@@ -32,6 +35,11 @@ class PrompterConfig(Config):
     """Batches handed over ahead of the step that needs them."""
     num_threads: int = Field(default=1, ge=1)
     """torch's threads of the process."""
+    precision: Precision = "fp32"
+    """bf16 computes the encoder under autocast, for GPUs; similarities and labels are float32 in any case."""
+    compile: bool = False
+    """torch.compile of the encoder; the first answer of each kind of source then takes a minute or more, for which
+    `deadline_s` must leave time."""
     deadline_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, or for the start."""
 
@@ -84,6 +92,10 @@ class PrompterClient:
         config: lookahead, threads and deadline.
         log: file for what the process prints.
         rank: of this trainer, for messages.
+        device: of the batches; those of a CUDA device stay on it, others pass through shared memory.
+
+    Attributes:
+        labels_s: seconds that the process spent on the labels collected last; 0 before.
     """
 
     def __init__(
@@ -94,8 +106,10 @@ class PrompterClient:
         config: PrompterConfig,
         log: Path,
         rank: int,
+        device: torch.device = _CPU,
     ) -> None:
-        self._buffers = Buffers.allocate(config.lookahead + 1, frames_shape, num_entities)
+        self._buffers = Buffers.allocate(config.lookahead + 1, frames_shape, num_entities, device)
+        self.labels_s = 0.0
         self._deadline_s, self._log, self._rank = config.deadline_s, log, rank
         self._pending: deque[_Pending] = deque()
         self._submitted = 0
@@ -121,7 +135,7 @@ class PrompterClient:
         return self._process.pid
 
     def submit(self, batch: Batch) -> None:
-        """Copies the batch into a free slot of the shared memory and tells the process.
+        """Copies the batch into a free slot of the buffers and tells the process; does not wait for a GPU.
 
         Raises:
             PrompterError: the process is gone, or more batches are pending than the lookahead allows.
@@ -134,6 +148,7 @@ class PrompterClient:
         num_frames = batch.frames_BTHWC.shape[1]  # One of an image.
         self._buffers.frames_SBTHWC[slot, : len(batch), :num_frames] = batch.frames_BTHWC
         self._buffers.boxes_SB4[slot, : len(batch)] = batch.boxes_B4
+        self._buffers.announce(slot)
         self._pending.append(_Pending(self._submitted, slot, batch.step))
         try:
             self._pipe.send((self._submitted, slot, len(batch), num_frames, batch.kind))
@@ -153,9 +168,9 @@ class PrompterClient:
         pending = self._pending.popleft()
         occasion = f"the labels of step {batch.step} were awaited"
         if not self._ready:
-            self._expect(("ready", self.pid), occasion)
+            self._expect(("ready", self.pid), f"its start and {occasion}")
             self._ready = True
-        self._expect(("done", pending.sequence), occasion)
+        self.labels_s = self._expect(("done", pending.sequence), occasion)[2]
         device, size = batch.frames_BTHWC.device, len(batch)
         return SoftLabels(
             self._buffers.labels_SBM[pending.slot, :size].clone().to(device),
@@ -172,8 +187,8 @@ class PrompterClient:
             self._process.join()
         self._pipe.close()
 
-    def _expect(self, expected: tuple[str, int], occasion: str) -> None:
-        """Waits for the next message, which must begin like this."""
+    def _expect(self, expected: tuple[str, int], occasion: str) -> tuple[Any, ...]:
+        """Waits for the next message, which must begin like this, and returns it."""
         # The sentinel too: the pipe stays open when the process has left children of its own behind.
         if not connection.wait([self._pipe, self._process.sentinel], timeout=self._deadline_s):
             raise PrompterError(
@@ -190,6 +205,7 @@ class PrompterClient:
             raise self._failure(message[1], occasion)
         if message[:2] != expected:
             raise PrompterError(f"the prompter of {self._who()} said {message[:2]}, expected {expected}")
+        return message
 
     def _death(self, occasion: str) -> PrompterError:
         """Why the process is gone: the traceback that it sent, or the exit status that it ended with."""

@@ -219,7 +219,7 @@ class ClipDecoder:
             _repeat_frames({row: clip for row, (clip, _) in clips.items()}, out_BTHWC)
             # Of several frames of a clip the first, whichever was found damaged first.
             ordered = sorted(failed.items(), reverse=True)
-            return {places[number] // num_frames: IsolatedError("decode", reason) for number, reason in ordered}
+            return {places[number] // num_frames: IsolatedError(*error) for number, error in ordered}
 
         return finish
 

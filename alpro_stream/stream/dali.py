@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from alpro_stream.errors import ConfigError
 from alpro_stream.stream.augment import BLUR, GREY, LUMA, RECIPES, AppliedOperation, mirror, warp_matrix
-from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameRequest, VideoRequest
+from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameError, FrameRequest, VideoRequest
 from alpro_stream.stream.nvdec import VideoFacts, nvdec_refusal
 from alpro_stream.stream.reused import ReusedMemory
 from alpro_stream.stream.view import WHOLE_FRAME, View, pixel_window, show
@@ -93,7 +93,7 @@ class DaliDecoder(FrameDecoder):
 
     def start(
         self, requests: Sequence[FrameRequest], out_NHWC: Tensor, rows: Sequence[int]
-    ) -> Callable[[], dict[int, str]]:
+    ) -> Callable[[], dict[int, FrameError]]:
         """See `FrameDecoder.start`."""
         windows = np.array([pixel_window(one.view.window, one.width, one.height) for one in requests], np.int32)
         views = [request.view for request in requests]
@@ -111,7 +111,12 @@ class DaliDecoder(FrameDecoder):
 
             runs = _runs(numbers, pixels, self._run_size, _MAX_RUN_PIXELS)
             works.append(self._pipelines.begin(kind, runs, feed, take))
-        return lambda: {number: why for work in works for number, why in self._pipelines.finish(work).items()}
+
+        def finish() -> dict[int, FrameError]:
+            found = {number: why for work in works for number, why in self._pipelines.finish(work).items()}
+            return {number: FrameError("decode", why) for number, why in found.items()}
+
+        return finish
 
     def close(self) -> None:
         """Ends the pipelines and all threads, and frees what they hold."""
@@ -278,8 +283,9 @@ class _Pipelines:
     def finish(self, work: _Work) -> dict[int, str]:
         """Takes what was made of the runs, and of those in front of them; what is wrong with which request."""
         while work.num_runs:
-            self._take_oldest(work.kind)
             self._schedule(work.kind)
+            self._take_oldest(work.kind)
+        self._schedule(work.kind)
         return work.errors
 
     def close(self) -> None:
@@ -298,6 +304,7 @@ class _Pipelines:
                 self._built[kind].schedule_run()
             except BaseException:
                 self._drop(kind)  # it may have some of the inputs
+                waiting.appendleft((work, run))
                 raise
             scheduled.append((work, run))
 
@@ -441,7 +448,7 @@ def _corner_matrix(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def _frame_pipeline(device: str, image_size: int, kind: Kind) -> Any:
     frames = fn.decoders.image_slice(
-        # On a CPU all runs end within the call, whose requests hold the bytes.
+        # On a CPU the bytes are not copied: what feeds a run holds its requests until the run is done.
         fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=device == "cpu"),
         fn.external_source(name="anchors", dtype=types.INT32, ndim=1),
         fn.external_source(name="shapes", dtype=types.INT32, ndim=1),

@@ -7,13 +7,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from alpro_stream.config import Config
-from alpro_stream.errors import ConfigError
+from alpro_stream.errors import Cause, ConfigError
 from alpro_stream.stream.nvdec import LocatedVideo
 from alpro_stream.stream.view import View
 
@@ -41,7 +41,8 @@ class DecodeConfig(Config):
     num_processes: int = Field(default=2, ge=1)
     """Processes beside each rank for what may hang or crash a decoder: stored videos, and frames of an unknown kind."""
     deadline_s: float = Field(default=30.0, gt=0)
-    """Longest time for one sample in such a process; then it is killed, and the sample counts as unusable."""
+    """Longest time for one sample in such a process, or for a worker's share of a batch; then it is killed. What comes
+    to that twice, of a share each frame by itself, is unusable."""
     memory_mb: int = Field(default=2048, ge=200)
     """Most memory of such a process, in MiB."""
     device_memory_mb: int = Field(default=6144, ge=256)
@@ -100,6 +101,18 @@ class VideoRequest:
     view: View
 
 
+class FrameError(NamedTuple):
+    """Why a frame has no pixels.
+
+    Attributes:
+        cause: ``decode`` (refused), ``deadline`` or ``crash`` (of a process that decodes it).
+        reason: what was found, in a sentence.
+    """
+
+    cause: Cause
+    reason: str
+
+
 class FrameDecoder(ABC):
     """Decodes stored frames and shows what their views ask for.
 
@@ -119,7 +132,7 @@ class FrameDecoder(ABC):
     @abstractmethod
     def start(
         self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]
-    ) -> Callable[[], dict[int, str]]:
+    ) -> Callable[[], dict[int, FrameError]]:
         """Begins to write the pixels of request ``i`` to ``out_NHWC[rows[i]]``.
 
         Other calls may be begun before this one is waited for.
@@ -134,7 +147,9 @@ class FrameDecoder(ABC):
             number; the others are there then.
         """
 
-    def decode(self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]) -> dict[int, str]:
+    def decode(
+        self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]
+    ) -> dict[int, FrameError]:
         """`start`, and the wait for its end."""
         return self.start(requests, out_NHWC, rows)()
 

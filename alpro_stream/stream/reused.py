@@ -23,7 +23,7 @@ _SMALLEST_BYTES = 1 << 16
 class ReusedMemory:
     """Tensors of bytes; what one took is free again when its last view is gone.
 
-    To be called by one thread at a time; tensors may be dropped by any.
+    To be called by one thread at a time, and not after a fork; tensors may be dropped by any thread.
 
     Attributes:
         descriptor: of the file that they lie in, -1 where there is none.
@@ -34,13 +34,19 @@ class ReusedMemory:
     """
 
     def __init__(self, *, shared: bool) -> None:
+        self._is_shared = shared
         self.descriptor = os.memfd_create("alpro-pixels") if shared else -1
+        self._close = weakref.finalize(self, os.close, self.descriptor) if shared else None
         self._size = 0
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
         self._mapped: dict[Region, NDArray[np.uint8]] = {}
 
     def empty(self, shape: Sequence[int]) -> Tensor:
-        """A tensor of bytes, uint8, with anything in it."""
+        """A tensor of bytes, uint8, with anything in it.
+
+        Raises:
+            RuntimeError: the memory is closed.
+        """
         num_bytes = prod(shape)
         # Sizes of a power of two, so that batches of nearly one size share regions. What is never written takes none.
         size = max(_SMALLEST_BYTES, 1 << max(0, num_bytes - 1).bit_length())
@@ -65,13 +71,15 @@ class ReusedMemory:
 
     def close(self) -> None:
         """Closes the file and forgets the memory; tensors stay as they are."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        if self._close is not None:
+            self._close()
             self.descriptor = -1
         self._free.clear()
         self._mapped.clear()
 
     def _grow(self, size: int) -> Region:
+        if self._is_shared and self.descriptor < 0:
+            raise RuntimeError("the memory of this decoder is closed")
         region = Region(self._size, size)
         self._size += size
         if self.descriptor >= 0:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alpro_stream.stream.decode import FrameDecoder, FrameRequest
+from alpro_stream.stream.decode import FrameDecoder, FrameError, FrameRequest
 from alpro_stream.stream.reused import ReusedMemory
 from alpro_stream.stream.turbo_frame import decode_frame
 
@@ -33,7 +33,7 @@ class TurboDecoder(FrameDecoder):
 
     def start(
         self, requests: Sequence[FrameRequest], out_NHWC: torch.Tensor, rows: Sequence[int]
-    ) -> Callable[[], dict[int, str]]:
+    ) -> Callable[[], dict[int, FrameError]]:
         """See `FrameDecoder.start`."""
         return lambda: self._work(requests, out_NHWC.numpy(), rows)
 
@@ -41,8 +41,10 @@ class TurboDecoder(FrameDecoder):
         """Ends the threads."""
         self._helpers.shutdown()
 
-    def _work(self, requests: Sequence[FrameRequest], pixels: NDArray[np.uint8], rows: Sequence[int]) -> dict[int, str]:
-        errors: dict[int, str] = {}
+    def _work(
+        self, requests: Sequence[FrameRequest], pixels: NDArray[np.uint8], rows: Sequence[int]
+    ) -> dict[int, FrameError]:
+        errors: dict[int, FrameError] = {}
         # Each thread takes the next one when it is free, so that all end at the same time; `next` of an iterator over
         # a range is one step of the interpreter.
         numbers = iter(range(len(requests)))
@@ -52,7 +54,7 @@ class TurboDecoder(FrameDecoder):
                 one = requests[number]
                 error = decode_frame(one.jpeg, one.width, one.height, one.view, pixels[rows[number]])
                 if error is not None:
-                    errors[number] = error
+                    errors[number] = FrameError("decode", error)
 
         helpers = [self._helpers.submit(work, numbers) for _ in range(min(self._num_helpers, len(requests) - 1))]
         try:

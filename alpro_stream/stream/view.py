@@ -66,6 +66,11 @@ def show(frame_HWC: NDArray[np.uint8], view: View, out_HWC: NDArray[np.uint8]) -
     np.copyto(out_HWC, augment(cut, view.operations))
 
 
+def load_resizing() -> None:
+    """Loads what resizing takes, so that the first frame does not pay for it."""
+    _resized(np.zeros((2, 2, 3), np.uint8), 1, 1, "bilinear")
+
+
 def _resized(frame_HWC: NDArray[np.uint8], height: int, width: int, mode: Interpolation) -> NDArray[np.uint8]:
     # Here, as a worker that never resizes does without it: it takes seconds to load, and hundreds of MB.
     import torch

@@ -1,7 +1,8 @@
 """The process of a worker: stored frames to pixels, in memory that it shares with the one that started it.
 
-Started by `workers` as a `KillableProcess` with that memory as its open file. It says a word when it is there, and then
-answers each share of frames.
+Started by `workers` as a `KillableProcess` with that memory as its open file. A request only says where in it a share
+of frames is described: large messages could block both sides. It says an empty word when it is there, another one when
+it has loaded what resizing takes, and answers each share.
 """
 
 import json
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from alpro_stream.media.killable import connect
 from alpro_stream.stream.regions import Region, map_region
 from alpro_stream.stream.turbo_frame import decode_frame
-from alpro_stream.stream.view import View
+from alpro_stream.stream.view import View, load_resizing
 
 
 class SharedFrame(NamedTuple):
@@ -46,23 +47,28 @@ class Share(NamedTuple):
     """What a worker gets of a call.
 
     Attributes:
-        number: for the answer.
         jpegs: where the stored bytes are.
         pixels: where the pixels go.
         image_size: side of the pixels.
+        resizes: whether some window has another size.
         frames: to decode.
     """
 
-    number: int
     jpegs: Region
     pixels: Region
     image_size: int
+    resizes: bool
     frames: tuple[SharedFrame, ...]
 
 
 def encode_share(share: Share) -> bytes:
-    """What a worker reads."""
+    """What a worker finds in the memory."""
     return pickle.dumps(share, pickle.HIGHEST_PROTOCOL)
+
+
+def encode_request(number: int, region: Region, size: int) -> bytes:
+    """What a worker reads: number of a share, and how many bytes at the beginning of which region describe it."""
+    return json.dumps([number, *region, size]).encode()
 
 
 def encode_answer(number: int, errors: Mapping[int, str]) -> bytes:
@@ -78,11 +84,12 @@ def decode_answer(data: bytes) -> tuple[int, dict[int, str]]:
     Raises:
         ValueError: it is no answer.
     """
-    match json.loads(data):
-        case [int(number), list(errors)] if all(
-            isinstance(one, list) and [*map(type, one)] == [int, str] for one in errors
-        ):
+    try:
+        number, errors = json.loads(data)
+        if type(number) is int and all([*map(type, one)] == [int, str] for one in errors):
             return number, {of: reason for of, reason in errors}
+    except (TypeError, RecursionError) as error:
+        raise ValueError("not an answer") from error
     raise ValueError("not an answer")
 
 
@@ -91,6 +98,7 @@ def main(arguments: list[str]) -> None:
     connection, (descriptor,) = connect(arguments)
     connection.recv_bytes()  # its settings: there are none
     mapped: dict[Region, NDArray[np.uint8]] = {}
+    has_loaded = False
 
     def at(region: Region) -> NDArray[np.uint8]:
         if region not in mapped:
@@ -100,8 +108,13 @@ def main(arguments: list[str]) -> None:
     with suppress(EOFError, OSError):
         connection.send_bytes(b"")
         while True:
-            share: Share = pickle.loads(connection.recv_bytes())
-            connection.send_bytes(encode_answer(share.number, _decode(share, at(share.jpegs), at(share.pixels))))
+            number, offset, size, length = json.loads(connection.recv_bytes())
+            share: Share = pickle.loads(at(Region(offset, size))[:length].data)
+            if share.resizes and not has_loaded:
+                load_resizing()
+                has_loaded = True
+                connection.send_bytes(b"")
+            connection.send_bytes(encode_answer(number, _decode(share, at(share.jpegs), at(share.pixels))))
 
 
 def _decode(share: Share, jpegs: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> dict[int, str]:

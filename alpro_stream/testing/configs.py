@@ -41,7 +41,13 @@ def tiny_run(corpus: Path, run_dir: Path, changes: Mapping[str, Any] | None = No
             "decode": {"num_workers": 1},
         },
         "model": copy.deepcopy(TINY_MODEL),
-        "train": {"max_steps": 6, "checkpoint_every": 3, "optimizer": {"learning_rate": 1e-3}, "timeout_s": 60},
+        "train": {
+            "max_steps": 6,
+            "checkpoint_every": 3,
+            "optimizer": {"learning_rate": 1e-3},
+            "timeout_s": 60,
+            "rehearsal": False,
+        },
     }
     for key, value in (changes or {}).items():
         *parents, last = key.split(".")

@@ -7,16 +7,23 @@
         config.json, model.safetensors, tokenizer/
                            the model alone, for anything that is not this run (`alpro_stream.model.folder`)
         config.yaml        the resolved configuration
-        state.json         cursor, fingerprint of the data, prompter, versions
-        COMPLETE           written last
+        state.json         cursor, fingerprint of the data, prompter, versions, code
+        COMPLETE           written last; digests of all other files
+
+There is no random state in it, as none is carried from step to step: the order of the data, augmentation, masks and
+negatives follow from the seed and the step, and dropout is seeded anew for each step.
 """
 
 import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +32,11 @@ from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.shards.storage import file_digest
 from alpro_stream.train.distributed import World
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE_FILE = "state.json"
 _COMPLETE = "COMPLETE"
 _NAME = re.compile(r"step-(\d+)")
+_HASHING_THREADS = 4
 
 
 def checkpoint_name(step: int) -> str:
@@ -64,8 +72,9 @@ def publish(run_dir: Path, step: int, world: World, write: Callable[[Path], None
                 _flush(aside)
         with _stage(world, step, folder):
             if world.is_first:
+                digests = _digests(aside)
                 aside.rename(final)
-                (final / _COMPLETE).write_text(f"{FORMAT_VERSION}\n", encoding="utf-8")
+                write_mark(final, digests)
     except AlproError:
         if world.is_first:
             shutil.rmtree(aside, ignore_errors=True)
@@ -88,7 +97,7 @@ def _stage(world: World, step: int, folder: Path) -> Iterator[None]:
 def _remove_unfinished(folder: Path) -> None:
     """Removes what runs that were killed while saving left; never complete, so nobody can be reading it."""
     unmarked = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and not _is_complete(path)]
-    for path in (*folder.glob(".step-*.partial"), *unmarked):
+    for path in (*folder.glob(".step-*.partial"), *folder.glob(".universal-step-*"), *unmarked):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -105,6 +114,75 @@ def _flush(directory: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file, by its path in there; several files at a time, as hashing lets other threads run."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = list(pool.map(file_digest, files))
+    return {path.relative_to(directory).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
+
+
+def write_mark(checkpoint: Path, digests: dict[str, str] | None = None) -> None:
+    """Marks a checkpoint as complete.
+
+    Args:
+        checkpoint: its directory, with everything in it.
+        digests: SHA-256 of its files by path in it; computed when not given.
+    """
+    mark = {"format_version": FORMAT_VERSION, "sha256": _digests(checkpoint) if digests is None else digests}
+    # By a rename too: half a mark would make the checkpoint count that cannot be checked.
+    aside = checkpoint / f".{_COMPLETE}.partial"
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(mark, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(checkpoint / _COMPLETE)
+    # The names too, before an older checkpoint is removed for this one. Some file systems cannot, and need not.
+    for folder in (checkpoint, checkpoint.parent):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def check_files(checkpoint: Path, part: str) -> None:
+    """Compares the files in a part of a checkpoint with the digests of its completion mark.
+
+    Args:
+        checkpoint: its directory.
+        part: a folder in it.
+
+    Raises:
+        CheckpointError: a file is damaged, missing, or was not there when the checkpoint was completed.
+    """
+    path = checkpoint / _COMPLETE
+    try:
+        recorded: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the digests of the checkpoint's files ({error}), without which none of its engine "
+            f"state is loaded; {_remedy(checkpoint)}"
+        ) from error
+    expected = {name: digest for name, digest in recorded.items() if name.startswith(f"{part}/")}
+    found = {f"{part}/{name}": digest for name, digest in _digests(checkpoint / part).items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"{checkpoint / name} is missing; {_remedy(checkpoint)}")
+        if name not in expected:
+            raise CheckpointError(f"{checkpoint / name} is no file of the checkpoint; remove it")
+        if found[name] != expected[name]:
+            raise CheckpointError(
+                f"{checkpoint / name} is damaged: its SHA-256 is {found[name]}, the completion mark says "
+                f"{expected[name]}; {_remedy(checkpoint)}"
+            )
+
+
+def _remedy(checkpoint: Path) -> str:
+    return f"bring an undamaged copy, or remove {checkpoint} to go on from the checkpoint before it"
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -139,9 +217,9 @@ def latest_checkpoint(path: Path) -> Path:
 
 
 def write_state(directory: Path, state: dict[str, Any]) -> None:
-    """Writes state.json, with the digest of the weights that are already there."""
+    """Writes state.json, with the digest of the weights that are already there and the version of the code."""
     digest = file_digest(directory / WEIGHTS_FILE)
-    values = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **state}
+    values = {"format_version": FORMAT_VERSION, "weights_sha256": digest, "code": code_version(), **state}
     text = json.dumps(values, indent=1, ensure_ascii=False)
     (directory / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -159,6 +237,21 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {state.get('format_version')}, this program reads {FORMAT_VERSION}"
+            f"{path} has format version {state.get('format_version')}, this program reads {FORMAT_VERSION}: go on with "
+            "the version of alpro-stream that wrote it, or set start_from to its model, saved by `alpro export`"
         )
     return state
+
+
+@cache
+def code_version() -> str:
+    """The commit of the checkout that the library runs from, with ``-dirty`` where it was changed; else its version."""
+    folder = Path(__file__).parent
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    try:
+        # An installed package may lie inside the checkout of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return version("alpro-stream")

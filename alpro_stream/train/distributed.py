@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from alpro_stream.errors import AlproError
+from alpro_stream.train.roll_call import RollCall
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class World:
         device: where its tensors live.
         control: group for what ranks tell each other on their CPUs; None is the default group.
         timeout_s: longest wait for the others, for messages.
+        roll_call: finds out which rank is missing; None where nobody can be asked.
 
     What a rank does with the others raises an AlproError when they are gone or not there in time.
     """
@@ -40,6 +42,7 @@ class World:
     device: torch.device
     control: dist.ProcessGroup | None = None
     timeout_s: float = 600.0
+    roll_call: RollCall | None = None
 
     @property
     def is_first(self) -> bool:
@@ -51,22 +54,31 @@ class World:
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        with self._waiting("the tensors of all ranks"):
+        with self.waiting("the tensors of all ranks"):
             dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all ranks."""
         if self.size > 1:
-            with self._waiting("the sums of all ranks"):
+            with self.waiting("the sums of all ranks"):
                 dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.size > 1:
-            with self._waiting("all ranks to come to the same place"):
+            with self.waiting("all ranks to come to the same place"):
                 dist.barrier()
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so on some rank; all ranks must ask."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor([value], dtype=torch.int32)
+        with self.waiting("what all ranks say"):
+            dist.all_reduce(flag, group=self.control)
+        return bool(flag.item())
 
     def all_same(self, value: str) -> bool:
         """Whether every rank gives the same value; all ranks must ask."""
@@ -89,7 +101,7 @@ class World:
             if self.is_first:
                 values = [make()]
         if self.size > 1:
-            with self._waiting(f"rank 0 and {what}"):
+            with self.waiting(f"rank 0 and {what}"):
                 dist.broadcast_object_list(values, src=0, group=self.control)
         made: T = values[0]
         return made
@@ -122,7 +134,7 @@ class World:
 
     def _vote(self, failure: Exception | None, what: str) -> None:
         messages: list[str | None] = [None] * self.size
-        with self._waiting(what):
+        with self.waiting(what):
             failures = torch.tensor([failure is not None], dtype=torch.int32)
             dist.all_reduce(failures, group=self.control)
             if not failures.item():
@@ -132,17 +144,36 @@ class World:
             raise AlproError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(messages) if text))
 
     @contextmanager
-    def _waiting(self, what: str) -> Iterator[None]:
-        """A traceback of the process group says neither which rank waited nor what for."""
+    def waiting(self, what: str, *, at_work: bool = False) -> Iterator[None]:
+        """Around what waits for other ranks: says which of them is missing, where the process group only fails.
+
+        Args:
+            what: what is waited for.
+            at_work: this rank computes too, and may be the one that the others wait for.
+
+        Raises:
+            AlproError: a rank is gone, or not there in time.
+        """
         start = time.monotonic()
+        if self.roll_call and not at_work:
+            self.roll_call.waiting = True
         try:
             yield
         except RuntimeError as error:
+            if not _is_of_a_group(error):
+                raise
+            waited = time.monotonic() - start
+            absent = self.roll_call.absent(self.rank) if self.roll_call else ""
+            cause = absent or (
+                f"another rank was ended, or took longer than train.timeout_s={self.timeout_s:g}. If none of them says "
+                "why, raise train.timeout_s"
+            )
             raise AlproError(
-                f"rank {self.rank} of {self.size} waited {time.monotonic() - start:.0f} s for {what}, in vain: another "
-                f"rank was ended, or took longer than train.timeout_s={self.timeout_s:g}. If none of them says why, "
-                f"raise train.timeout_s ({str(error).partition(chr(10))[0]})"
+                f"rank {self.rank} of {self.size} waited {waited:.0f} s for {what}, in vain: {cause} "
+                f"({str(error).partition(chr(10))[0]})"
             ) from error
+        if self.roll_call and not at_work:
+            self.roll_call.waiting = False
 
 
 def join_world(timeout_s: float) -> World:
@@ -167,7 +198,8 @@ def join_world(timeout_s: float) -> World:
     # Votes through NCCL would make every step wait for the GPU.
     timeout = timedelta(seconds=timeout_s)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s)
+    roll_call = _begin_roll_call(dist.get_world_size(), control) if dist.get_world_size() > 1 else None
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call)
 
 
 def _start_group(backend: str, rank: int, world_size: int, timeout_s: float) -> None:
@@ -178,6 +210,19 @@ def _start_group(backend: str, rank: int, world_size: int, timeout_s: float) -> 
     if missing:
         raise AlproError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start ranks with a launcher")
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), rank=rank, world_size=world_size)
+
+
+def _begin_roll_call(size: int, control: dist.ProcessGroup | None) -> RollCall:
+    roll_call = RollCall()
+    addresses: list[Any] = [None] * size
+    dist.all_gather_object(addresses, roll_call.address, group=control)
+    roll_call.addresses = addresses
+    return roll_call
+
+
+def _is_of_a_group(error: RuntimeError) -> bool:
+    """Whether a process group failed; those of gloo have no class of their own."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("/gloo/", "pair closure"))
 
 
 def _text(error: Exception) -> str:

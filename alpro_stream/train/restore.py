@@ -23,7 +23,7 @@ from alpro_stream.model.foreign import open_foreign
 from alpro_stream.model.loading import LoadReport, load_by_name
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.prompter.bank import bank_path, load_bank, write_bank
-from alpro_stream.prompter.labels import Labeller
+from alpro_stream.prompter.labels import Labeller, Precision
 from alpro_stream.shards.storage import file_digest
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.checkpoint import STATE_FILE, latest_checkpoint, read_state
@@ -127,10 +127,17 @@ def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, devi
     return path
 
 
-def load_labeller(checkpoint: Path, bank: Path, config: PemConfig, device: torch.device) -> Labeller:
+def load_labeller(
+    checkpoint: Path,
+    bank: Path,
+    config: PemConfig,
+    device: torch.device,
+    precision: Precision = "fp32",
+    compile: bool = False,
+) -> Labeller:
     """The frozen prompter of a checkpoint with a stored bank; what the prompter process begins with."""
     trained = load_trained(checkpoint, device)
-    return Labeller(trained.dual, load_bank(bank), config, trained.dual.config.video.patch_size)
+    return Labeller(trained.dual, load_bank(bank), config, trained.dual.config.video.patch_size, precision, compile)
 
 
 def describe_prompter(checkpoint: Path) -> tuple[Path, ModelDescription, str]:

@@ -1,14 +1,12 @@
 """The training loop: fetch, label, differentiate, step, commit; resume from the last commit."""
 
-import hashlib
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -16,15 +14,10 @@ from torch import Tensor
 
 from alpro_stream.config import Config
 from alpro_stream.errors import AlproError
-from alpro_stream.losses.objective import (
-    DualObjective,
-    GlobalCounts,
-    GlobalFeatures,
-    SoftLabels,
-    count_local,
-    same_pairs,
-)
+from alpro_stream.losses.objective import SoftLabels
+from alpro_stream.losses.pem import IgnoreRule
 from alpro_stream.prompter.client import Prompter
+from alpro_stream.prompter.figures import label_sums, most_frequent, top_counts, with_figures
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.cursor import Cursor, StepRange, steps_left
 from alpro_stream.stream.gauges import bottleneck
@@ -35,12 +28,15 @@ from alpro_stream.stream.quarantine import RECORD_FILE, RECORD_FOLDER, describe,
 from alpro_stream.train.checkpoint import publish, read_state, write_state
 from alpro_stream.train.clock import StepClock
 from alpro_stream.train.distributed import World
+from alpro_stream.train.divergence import DivergenceConfig, LossWatch
 from alpro_stream.train.engine import Engine, EngineConfig, OptimizerConfig
-from alpro_stream.train.metrics import MetricsWriter, ProgressLine
+from alpro_stream.train.metrics import MetricsWriter, ProgressLine, WandbConfig
 from alpro_stream.train.schedule import learning_rate
+from alpro_stream.train.step import Step
 
 logger = logging.getLogger(__name__)
 
+_NUM_TOP_ENTITIES = 5
 # Steps whose figures the last word on the bottleneck is about.
 _JUDGED_STEPS = 100
 
@@ -64,10 +60,31 @@ class TrainConfig(Config):
     """Steps between lines of metrics."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others."""
+    wandb: WandbConfig | None = None
+    """Send the metrics to Weights & Biases too; null does not."""
+    rehearsal: bool = True
+    """Make a step on made-up batches of each kind first, in an engine that is thrown away: what does not fit into the
+    memory or cannot be compiled is found before anything is waited for."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    """What is done when a loss is not a number, or jumps."""
 
     def num_steps(self, plan: Plan) -> int:
         """Steps of the run."""
         return self.max_steps or max(1, round(self.epochs * plan.steps_per_epoch))
+
+
+class Validation(Protocol):
+    """Looks at the model while it is trained.
+
+    Attributes:
+        every: steps between two looks.
+    """
+
+    every: int
+
+    def __call__(self) -> dict[str, float]:
+        """Figures by name, the same on every rank; called on all ranks between two steps, and changes nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,10 @@ class Parts:
         operations: floating point operations of a sample, by kind; see `alpro_stream.model.operations`.
         peak_per_s: operations a second that the device can do at best; None where that is not known.
         save_extras: writes model, tokenizer and config beside the engine's state (all ranks).
+        entities: names of the soft labels; empty without PEM.
+        ignore_rule: what PEM ignores.
+        is_asked_to_stop: whether this process is to save and end.
+        validation: looks at the model now and then; None for never.
     """
 
     run_dir: Path
@@ -101,6 +122,10 @@ class Parts:
     operations: Mapping[str, float]
     peak_per_s: float | None
     save_extras: Callable[[Path], None]
+    entities: Sequence[str] = ()
+    ignore_rule: IgnoreRule = "sample"
+    is_asked_to_stop: Callable[[], bool] = lambda: False
+    validation: Validation | None = None
 
 
 class Trainer:
@@ -111,8 +136,10 @@ class Trainer:
     ) -> None:
         self._config = config
         self._parts = parts
-        self._seed = seed
+        self._step = Step(parts.engine, parts.world, config.engine.num_micro_batches, seed)
+        self._watch = LossWatch(config.divergence)
         self._lookahead = lookahead
+        self._top_counts: Tensor | None = None
         self._skip_steps = skip_steps
         self.num_steps = config.num_steps(parts.plan)
         self.cursor = Cursor(0)
@@ -134,17 +161,22 @@ class Trainer:
             self._parts.engine.load(checkpoint)
         self.cursor = Cursor.from_dict(state["cursor"])
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Runs the steps that are left; the last one is always saved.
 
+        Returns:
+            Whether all are made; else a rank was asked to stop, and the last step is saved.
+
         Raises:
-            AlproError: a batch or its labels cannot be made, on this rank or on another; or a loss is not finite.
+            AlproError: a batch or its labels cannot be made, on this rank or on another; or a loss diverged.
         """
         parts, config = self._parts, self._config
         with ExitStack() as stack:
             metrics = None
-            if parts.world.is_first:
-                metrics = stack.enter_context(closing(MetricsWriter(parts.run_dir, self.cursor.step)))
+            with parts.world.all_or_none():
+                if parts.world.is_first:
+                    writer = MetricsWriter(parts.run_dir, self.cursor.step, config.wandb)
+                    metrics = stack.enter_context(closing(writer))
             progress = ProgressLine(parts.title, self.num_steps, self.cursor.step, shown=parts.world.is_first)
             stack.enter_context(closing(progress))
             first_step = checked = self.cursor.step
@@ -161,27 +193,40 @@ class Trainer:
                 step, is_last = self.cursor.step, batch.step == last_step
                 timing = clock.lap(parts.plan.num_lanes * parts.plan.lane_batch)
                 timing |= self._utilisation(batch, timing["step_s"])
-                # Skipped steps may be those at which something was due.
-                is_saved = is_last or step // config.checkpoint_every > before // config.checkpoint_every
-                is_logged = is_last or step // config.log_every > before // config.log_every
+                is_stopped = parts.world.any(parts.is_asked_to_stop())
+                is_saved = is_last or is_stopped or _is_due(config.checkpoint_every, before, step)
+                is_logged = is_last or _is_due(config.log_every, before, step)
+                validation = parts.validation
+                if validation and not (is_last or _is_due(validation.every, before, step)):
+                    validation = None
+                is_logged = is_logged or validation is not None
                 if is_saved or is_logged:
-                    values = self._global_values(shares) | {"gradient_norm": parts.engine.gradient_norm()}
+                    values = with_figures(self._global_values(shares))
+                    values["gradient_norm"] = parts.engine.gradient_norm()
                     if is_logged:
                         timing |= loader.figures()
                         # The first step of a sitting waits for everything to start.
                         judged.extend([timing] if batch.step > first_step else [])
                         progress.show(step, values, timing)
-                    if is_logged and metrics:
-                        metrics.write(step, {"source": batch.source, **values, **timing, "learning_rate": rate})
-                    self._check_finite(checked, step, values)
+                    if validation:
+                        values |= validation()
+                    if is_logged:
+                        texts = {"source": batch.source} | self._top_entities()
+                        if metrics:
+                            metrics.write(step, {**texts, **values, **timing, "learning_rate": rate})
+                    self._judge(checked, step, values, progress)
                     checked = step
                 if is_saved:
                     self._save()
+                if is_saved or validation:
                     clock.restart()
+                if is_stopped:
+                    return is_last
             if judged:
                 progress.say(bottleneck(mean_figures(judged)))
             if parts.world.is_first and (failures := read_failures(parts.run_dir / RECORD_FOLDER)):
                 progress.say(describe(failures, parts.run_dir / RECORD_FOLDER))
+        return True
 
     def _utilisation(self, batch: Batch, step_s: float) -> dict[str, float]:
         """Operations a second of each rank, and their share of what the device can do (MFU)."""
@@ -227,80 +272,41 @@ class Trainer:
             yield waiting.popleft(), labels
 
     def _train_step(self, batch: Batch, labels: SoftLabels | None, rate: float) -> dict[str, Tensor]:
-        """Runs the micro-batches and the update; returns this rank's share of each global value."""
-        engine, num_parts = self._parts.engine, self._config.engine.num_micro_batches
-        shares = self._parts.world.size * num_parts
-        micro_batches = batch.micro_batches(num_parts)
-        arguments = self._arguments(batch, micro_batches, labels)
-        values: dict[str, Tensor] = {}
-        for index, (micro, gather) in enumerate(zip(micro_batches, self._gathers(micro_batches), strict=True)):
-            self._seed_dropout(batch.step, index)
-            terms = engine(micro, gather, shares, *arguments[index])
-            engine.backward(terms.total)
-            engine.step(rate)
-            for name, value in terms.values.items():
-                values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value
+        """Makes the step; returns this rank's share of each global value."""
+        values = self._step.train(batch, labels, rate)
         values["quarantined"] = torch.tensor(float(batch.num_quarantined), device=self._parts.world.device)
         if labels:
-            values["pem_kept"] = (labels.keep_B & batch.valid_B).float().mean() / self._parts.world.size
+            values |= label_sums(labels, batch.valid_B, self._parts.ignore_rule)
+            self._top_counts = top_counts(labels, batch.valid_B)
         return values
 
-    def _arguments(self, batch: Batch, micro_batches: list[Batch], labels: SoftLabels | None) -> list[tuple[Any, ...]]:
-        """What the objective takes beside the batch: nothing for VTC alone, else counts and soft labels."""
-        if isinstance(self._parts.engine.module, DualObjective):
-            return [()] * len(micro_batches)
-        counts = GlobalCounts(*self._parts.world.sum(count_local(batch, labels)))
-        if labels is None:
-            return [(counts, None)] * len(micro_batches)
-        size = len(batch) // len(micro_batches)
-        cuts = [slice(i * size, (i + 1) * size) for i in range(len(micro_batches))]
-        return [(counts, SoftLabels(labels.labels_BM[cut], labels.keep_B[cut])) for cut in cuts]
-
-    def _gathers(self, micro_batches: list[Batch]) -> list[Callable[[Tensor, Tensor], GlobalFeatures]]:
-        """For each micro-batch, how its objective gets the features of the whole global batch."""
-        world = self._parts.world
-        # One collective for all three.
-        facts_B3 = torch.cat(
-            [torch.stack([micro.video_id_B, micro.text_id_B, micro.valid_B.long()], dim=1) for micro in micro_batches]
-        )
-        video_id_G, text_id_G, valid_G = world.gather(facts_B3).unbind(dim=1)
-        ignore_GG, valid_G = same_pairs(video_id_G, text_id_G), valid_G.bool()
-        size = len(micro_batches[0])
-        first_rows = [(world.rank * len(micro_batches) + i) * size for i in range(len(micro_batches))]
-
-        def gather_now(video_BE: Tensor, text_BE: Tensor) -> GlobalFeatures:
-            return GlobalFeatures(world.gather(video_BE), world.gather(text_BE), ignore_GG, valid_G, first_rows[0])
-
-        if len(micro_batches) == 1:
-            return [gather_now]
-        # Several micro-batches: all features first, without a graph, so that each sees the whole global batch.
-        features = []
-        for index, micro in enumerate(micro_batches):
-            self._seed_dropout(micro.step, index)
-            features.append(self._parts.engine.features(micro, None, 1))
-        video_GE = world.gather(torch.cat([video for video, _ in features]))
-        text_GE = world.gather(torch.cat([text for _, text in features]))
-        return [_already(GlobalFeatures(video_GE, text_GE, ignore_GG, valid_G, row)) for row in first_rows]
-
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """Dropout and stochastic depth depend on (seed, step, rank, micro-batch), whatever ran before."""
-        name = f"dropout {self._seed} {step} {self._parts.world.rank} {micro_batch}"
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+    def _top_entities(self) -> dict[str, str]:
+        """The most frequent largest labels of the step, over all ranks; asked on all of them."""
+        if self._top_counts is None:
+            return {}
+        counts = self._parts.world.sum(self._top_counts)
+        found = most_frequent(counts.tolist(), self._parts.entities, _NUM_TOP_ENTITIES)
+        return {"pem/top_entities": ", ".join(f"{name} {100 * share:.0f} %" for name, share in found)}
 
     def _global_values(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
         """The sums over the ranks, the same on every rank."""
         sums = self._parts.world.sum(torch.stack(list(shares.values())))
         return dict(zip(shares, sums.tolist(), strict=True))
 
-    def _check_finite(self, first: int, step: int, values: Mapping[str, float]) -> None:
+    def _judge(self, first: int, step: int, values: Mapping[str, float], progress: ProgressLine) -> None:
         """Stops before weights that are of no use take the place of good checkpoints."""
-        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        if wrong:
-            raise AlproError(
-                f"step {step} cannot be used: {', '.join(wrong)}; nothing of it is saved. Lower "
-                "train.optimizer.learning_rate, or look for what is wrong in the data of this step, and start again; "
-                f"stream.skip_steps=[[{first},{step}]] goes on without what was made since it was last looked at"
-            )
+        verdict = self._watch.judge(values)
+        if verdict is None:
+            return
+        action, wrong = verdict
+        if action == "warn":
+            progress.say(f"step {step}: {wrong}")
+            return
+        raise AlproError(
+            f"step {step} cannot be used: {wrong}; nothing of it is saved. Lower train.optimizer.learning_rate, or "
+            "look for what is wrong in the data of this step, and start again; "
+            f"stream.skip_steps=[[{first},{step}]] goes on without what was made since it was last looked at"
+        )
 
     def _save(self) -> None:
         parts = self._parts
@@ -326,12 +332,13 @@ class Trainer:
         publish(parts.run_dir, self.cursor.step, parts.world, write, self._config.keep_checkpoints)
 
 
+def _is_due(every: int, before: int, step: int) -> bool:
+    """Whether something is, after a step; skipped steps may be those at which it was due."""
+    return step // every > before // every
+
+
 def mean_figures(figures: Collection[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure, over those that have it."""
     names = {name for one in figures for name in one}
     values = {name: [one[name] for one in figures if name in one] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items()}
-
-
-def _already(known: GlobalFeatures) -> Callable[[Tensor, Tensor], GlobalFeatures]:
-    return lambda video_BE, text_BE: known

@@ -1,6 +1,6 @@
 """`alpro inspect RUN` and `CHECKPOINT`: what was committed, and where exactly the run would go on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from alpro_stream.stream.gauges import bottleneck
 from alpro_stream.stream.plan import PLAN_VERSION, Plan
 from alpro_stream.stream.sources import Source, closing_storage, open_sources
 from alpro_stream.train.checkpoint import complete_checkpoints, read_state
-from alpro_stream.train.metrics import read_metrics
+from alpro_stream.train.metrics import METRICS_FILE, read_metrics
 from alpro_stream.train.trainer import mean_figures
 
 _NUM_KEYS = 8
@@ -59,14 +59,27 @@ def checkpoint_view(checkpoint: Path) -> dict[str, Any]:
     }
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, which may not have come to its first step or checkpoint yet."""
+    # The lock is the first thing that a run leaves.
+    return bool(complete_checkpoints(path)) or any((path / name).is_file() for name in (METRICS_FILE, ".lock"))
+
+
 def run_view(run_dir: Path) -> dict[str, Any]:
-    """The complete checkpoints of a run, oldest first, and what holds it up if its metrics tell."""
-    view: dict[str, Any] = {"checkpoints": [checkpoint.name for checkpoint in complete_checkpoints(run_dir)]}
-    lines = [line for line in read_metrics(run_dir)[-_RECENT_STEPS:] if "data_wait_percent" in line]
-    if lines:
-        numbers = [{name: x for name, x in line.items() if isinstance(x, int | float)} for line in lines]
-        view["bottleneck"] = bottleneck(mean_figures(numbers))
-    return view
+    """The complete checkpoints of a run, oldest first, its last step, and what holds it up if its metrics tell."""
+    lines = read_metrics(run_dir)
+    return {
+        "checkpoints": [checkpoint.name for checkpoint in complete_checkpoints(run_dir)],
+        "last_step": int(lines[-1]["step"]) if lines else None,
+        **({"bottleneck": found} if (found := recent_bottleneck(lines)) else {}),
+    }
+
+
+def recent_bottleneck(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """What holds a run up, by its latest metrics; None where they do not tell."""
+    recent = [line for line in lines[-_RECENT_STEPS:] if "data_wait_percent" in line]
+    numbers = [{name: x for name, x in line.items() if isinstance(x, int | float)} for line in recent]
+    return bottleneck(mean_figures(numbers)) if numbers else None
 
 
 def _look_at_data(config: RunConfig, fingerprint: dict[str, Any], step: int) -> tuple[dict[str, Any], str]:

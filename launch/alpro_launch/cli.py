@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", type=Path, help="folder of a split, of a run, of a checkpoint or of an exported model")
     inspect.add_argument("--verify", action="store_true", help="compare all shards with their digests")
     inspect.add_argument("--shuffle", action="store_true", help="measure how well a split is mixed in a run")
+    page = "write the page of a run as one HTML file (by default report.html in its folder)"
+    inspect.add_argument("--page", nargs="?", const="", metavar="FILE", help=page)
     what = "with --shuffle: settings of the order, such as window_shards=16 or ranks=8"
     inspect.add_argument("arguments", nargs="*", metavar="key=value", help=what)
     _add_export(commands)
@@ -172,6 +174,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.page is not None:
+        if arguments.shuffle or arguments.verify or arguments.arguments:
+            raise ConfigError("--page goes with no other option or setting: it takes the folder of a run alone")
+        from alpro_launch.training_page import write_training_page
+
+        page = Path(arguments.page) if arguments.page else None
+        print(f"written: {write_training_page(arguments.path, page)}")
+        return 0
     if arguments.shuffle:
         from alpro_launch.shuffle_view import shuffle_view
         from alpro_stream.config import with_overrides
@@ -224,7 +234,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     script = Path("benchmarks") / f"{arguments.name}.py"
     if not script.is_file():
         texts = {file.stem: file.read_text(encoding="utf-8") for file in Path("benchmarks").glob("*.py")}
-        known = sorted(name for name, text in texts.items() if "\nfrom benchmarks.harness import" in text)
+        known = sorted(
+            name for name, text in texts.items() if "\nfrom benchmarks.harness import" in text and "__main__" in text
+        )
         raise ConfigError(
             f"no {script} here; run this in the folder of a checkout"
             + (f", with one of: {', '.join(known)}" if known else " (the wheel has no benchmarks)")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alpro_launch.checkpoint_view import checkpoint_view, run_view
+from alpro_launch.checkpoint_view import checkpoint_view, is_run, run_view
 from alpro_sharding.ledger import LEDGER_FOLDER, overview
 from alpro_stream.errors import ConfigError, ShardError
 from alpro_stream.model.folder import CONFIG_FILE, read_description
@@ -30,6 +30,8 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
         return _checkpoint(latest_checkpoint(path))
     if complete_checkpoints(path):
         return {"run": str(path), **run_view(path), **_checkpoint(latest_checkpoint(path))}
+    if is_run(path):
+        return {"run": str(path), **run_view(path)}
     if (path / CONFIG_FILE).is_file():
         return _model(path)
     if (path / LEDGER_FOLDER).is_dir():

@@ -1,7 +1,7 @@
 """The pictures of a run's page: clips with PEM's crop as training saw them, and what captions retrieve."""
 
 import io
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
 from alpro_stream.stream.config import make_plan
 from alpro_stream.stream.decode import DecodeConfig
 from alpro_stream.stream.maker import BatchMaker
-from alpro_stream.stream.sources import open_sources
+from alpro_stream.stream.sources import closing_storage, open_sources
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.restore import ensure_bank, load_labeller
 
@@ -29,39 +29,54 @@ _TOP_CLIPS = 5
 
 
 def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
-    """The first clips of a pre-training run, cropped and flipped as in its first steps, with their soft labels."""
+    """Clips of the first pass of a pre-training run, cropped and flipped as there, with their soft labels.
+
+    They are spread over the pass, so that images are among them; only the lanes they are in are read.
+
+    Args:
+        config: of a run with a prompter.
+        count: most clips.
+
+    Raises:
+        AlproError: the data or the prompter are not there any more, or do not fit the run.
+    """
     assert config.prompter is not None
-    sources = open_sources(config.stream.sources)
     entities = run_entities(config.prompter, config.stream)
+    # Not where the run works: it may still do so, and this needs no speed.
     device = torch.device("cpu")
     bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
     labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
     video = config.model.video
     grid = video.image_size // video.patch_size
-    plan = make_plan(config.stream, sources)
     tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
-    max_frames = config.stream.global_batch * video.num_frames
+    decode = config.stream.decode.model_copy(update={"num_workers": 0, "device": "cpu", "backend": "auto"})
+    with ExitStack() as stack:
+        storage = stack.enter_context(closing_storage(config.stream.sources, config.stream.cache, config.stream.fetch))
+        sources = open_sources(config.stream.sources, config.stream.unit, storage)
+        for source in sources:
+            stack.callback(source.reader.close)
+        plan = make_plan(config.stream, sources)
 
-    def maker(patch_size: int) -> BatchMaker:
-        # The same grid of patches at another size gives the same draws, so the same crops, in more pixels.
-        decode = config.stream.decode.model_copy(update={"num_workers": 0})
-        decoder = build_clip_decoder(decode, grid * patch_size, max_frames, None)
-        size = grid * patch_size
-        return BatchMaker(config.stream, sources, tokenizer, decoder, video.num_frames, size, patch_size)
+        def maker(patch_size: int) -> BatchMaker:
+            # The same grid of patches at another size gives the same draws, so the same crops, in more pixels.
+            size, max_frames = grid * patch_size, plan.lane_batch * video.num_frames
+            decoder = build_clip_decoder(decode, size, max_frames, None)
+            made = BatchMaker(config.stream, sources, tokenizer, decoder, video.num_frames, size, patch_size)
+            stack.callback(made.close)
+            return made
 
-    examples: list[ClipExample] = []
-    with closing(maker(video.patch_size)) as seen, closing(maker(-(-_SHOWN_PIXELS // grid))) as shown:
-        for step in range(plan.steps_per_epoch):
-            lanes = range(plan.num_lanes)
+        seen, shown = maker(video.patch_size), maker(-(-_SHOWN_PIXELS // grid))
+        examples = []
+        num_clips = min(plan.steps_per_epoch, config.train.num_steps(plan)) * config.stream.global_batch
+        for i in range(min(count, num_clips)):
+            step, row = divmod(int((i + 0.5) * num_clips / min(count, num_clips)), config.stream.global_batch)
+            lane, row = divmod(row, plan.lane_batch)
+            lanes = range(lane, lane + 1)
             batch = seen.make(plan, step, lanes)
             labels = labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
-            pictures = shown.make(plan, step, lanes)
-            for row in range(len(batch)):
-                examples.append(
-                    _clip_example(pictures, row, grid, labels.labels_BM[row], bool(labels.keep_B[row]), entities)
-                )
-    # Spread over the pass, so that images are among them.
-    return tuple(examples[int((i + 0.5) * len(examples) / count)] for i in range(min(count, len(examples))))
+            pictures, kept = shown.make(plan, step, lanes), bool(labels.keep_B[row])
+            examples.append(_clip_example(pictures, row, grid, labels.labels_BM[row], kept, entities))
+    return tuple(examples)
 
 
 def _clip_example(batch: Batch, row: int, grid: int, q_M: Tensor, kept: bool, entities: list[str]) -> ClipExample:

@@ -1,15 +1,12 @@
-"""Gathers what a finished run left on the disk into its page."""
+"""Gathers what the whole way, from shards to retrieval, left on the disk into its page: that of the demo."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
+from alpro_launch.page_parts import loss_curves, num_parameters, shown_time, totals, write_page
 from alpro_launch.page_pictures import clip_examples, search_examples
 from alpro_sharding.config import ShardConfig
 from alpro_stream.config import Config, to_yaml
@@ -37,12 +34,6 @@ from alpro_stream.train.checkpoint import latest_checkpoint, read_state
 from alpro_stream.train.metrics import read_metrics
 
 _NUM_CLIPS, _NUM_SEARCHES = 10, 6
-_DESCRIPTIONS = {
-    "vtc": "video-text contrastive",
-    "vtm": "video-text matching",
-    "mlm": "masked language modelling",
-    "pem": "prompting entity modelling",
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def write_run_page(
     report = ReportData(
         title=title,
         summary=summary,
-        created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        created=shown_time(),
         note=note,
         numbers=_key_numbers(stages, checkpoint),
         stages=tuple(StageTime(name=name, seconds=value) for name, value in seconds.items()),
@@ -105,9 +96,7 @@ def write_run_page(
         configs=tuple(ConfigText(name=name, yaml=to_yaml(config)) for name, config in stages.named().items()),
         versions=read_state(checkpoint)["versions"],
     )
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(render_report(report), encoding="utf-8")
-    aside.rename(path)
+    write_page(path, render_report(report))
 
 
 def _key_numbers(stages: Stages, checkpoint: Path) -> KeyNumbers:
@@ -115,34 +104,23 @@ def _key_numbers(stages: Stages, checkpoint: Path) -> KeyNumbers:
     num_samples = {"video": 0, "image": 0}
     for source in sources:
         num_samples[source.kind] += source.shape.num_samples
-    lines = read_metrics(stages.prompter.run_dir) + read_metrics(stages.pretrain.run_dir)
-    pretrain = read_metrics(stages.pretrain.run_dir)
-    step_s = sum(line["step_s"] for line in pretrain)
-    waits = {
-        what: sum(line["step_s"] * line[f"{what}_wait_percent"] / 100 for line in pretrain) / step_s
-        for what in ("data", "prompter")
-    }
+    prompter, pretrain = (totals(read_metrics(config.run_dir)) for config in (stages.prompter, stages.pretrain))
     return KeyNumbers(
         num_clips=num_samples["video"],
         num_images=num_samples["image"],
         num_frames=sum(_num_frames(source.reader, [s.name for s in source.shards]) for source in sources),
         num_shards=sum(len(source.shards) for source in sources),
         num_entities=len(read_description(checkpoint).entities),
-        num_parameters=_num_parameters(checkpoint / WEIGHTS_FILE),
-        num_steps=len(lines),
-        clips_per_s=len(pretrain) * stages.pretrain.stream.global_batch / step_s,
-        data_wait=waits["data"],
-        prompter_wait=waits["prompter"],
+        num_parameters=num_parameters(checkpoint / WEIGHTS_FILE),
+        num_steps=prompter.num_steps + pretrain.num_steps,
+        clips_per_s=pretrain.clips_per_s,
+        data_wait=pretrain.data_wait,
+        prompter_wait=pretrain.prompter_wait,
     )
 
 
 def _num_frames(reader: ShardReader, shards: Sequence[str]) -> int:
     return sum(reader.index(shard).num_frames(slot) for shard in shards for slot in range(len(reader.index(shard))))
-
-
-def _num_parameters(weights: Path) -> int:
-    with safe_open(weights, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _retrieval(result: Mapping[str, Any]) -> tuple[RetrievalTable, ...]:
@@ -174,22 +152,8 @@ def _retrieval(result: Mapping[str, Any]) -> tuple[RetrievalTable, ...]:
     return tuple(tables)
 
 
-def _curves(config: RunConfig, stage: str) -> list[LossCurve]:
-    lines = read_metrics(config.run_dir)
-    # What guessing gives: one of the global batch for VTC, one match in three pairs for VTM.
-    guessing = {"vtc": math.log(config.stream.global_batch), "vtm": math.log(3) - 2 / 3 * math.log(2)}
-    return [
-        LossCurve(
-            name=name.upper(),
-            stage=stage,
-            steps=tuple(int(line["step"]) for line in lines if f"loss/{name}" in line),
-            values=tuple(line[f"loss/{name}"] for line in lines if f"loss/{name}" in line),
-            description=text,
-            reference=guessing.get(name),
-        )
-        for name, text in _DESCRIPTIONS.items()
-        if any(f"loss/{name}" in line for line in lines)
-    ]
+def _curves(config: RunConfig, stage: str) -> tuple[LossCurve, ...]:
+    return loss_curves(read_metrics(config.run_dir), stage, config.stream.global_batch)
 
 
 def _rejected(shards: Path) -> tuple[RejectedInput, ...]:

@@ -10,9 +10,10 @@ from alpro_stream.errors import AlproError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains what the configuration says; returns the exit status."""
+    """Trains what the configuration says; returns the exit status, see docs/training.md."""
     # Imported here and not above: the prompter process imports this module again, and needs none of it.
     from alpro_stream.run import RunConfig, train
+    from alpro_stream.train.preemption import EXIT_PREEMPTED, StopRequest
 
     # The launcher passes the rank first; it is in the environment too, where `join_world` reads it.
     arguments = [argument for argument in argv if not argument.startswith("--local_rank")]
@@ -23,13 +24,18 @@ def main(argv: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("alpro_stream").setLevel(logging.INFO)
     try:
-        finished = train(load_config(RunConfig, arguments[0], arguments[1:]))
+        config, request = load_config(RunConfig, arguments[0], arguments[1:]), StopRequest()
+        finished = train(config, lambda: request.asked)
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
         print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         return 130
+    if finished.was_stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"asked to stop, saved: {finished.checkpoint}; the same command goes on", file=sys.stderr, flush=True)
+        return EXIT_PREEMPTED
     if os.environ.get("RANK", "0") == "0":
         done = "was trained before, nothing to do" if finished.already_done else "trained"
         print(f"{finished.num_steps} steps {done}: {finished.checkpoint}", flush=True)

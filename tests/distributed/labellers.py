@@ -1,5 +1,6 @@
 """Labellers for the prompter process, real and faulty; importable there by name."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ ENTITIES, SIZE = 5, 4
 SHAPE = (SIZE, 2, 48, 48, 3)
 
 
-def real_labeller():
+def real_labeller(device="cpu", **options):
     torch.manual_seed(0)
     encoder = DualEncoder(ModelConfig.model_validate(TINY_MODEL), 30)
     banks = {kind: 0.1 * torch.randn(ENTITIES, 16) for kind in ("video", "image")}
-    return Labeller(encoder, banks, PemConfig(threshold=0.57), patch_size=16)
+    return Labeller(encoder.to(device), banks, PemConfig(threshold=0.57), patch_size=16, **options)
 
 
 def failing_labeller():
@@ -39,6 +40,26 @@ class Stuck:
     def __call__(self, *_):
         self.asked.touch()
         time.sleep(600)
+
+
+def starting_for_ever(started):
+    """Says in a file that it was called, and never returns."""
+    started.touch()
+    time.sleep(600)
+
+
+@dataclass
+class Leaking:
+    """Answers, and keeps the batches that it saw."""
+
+    device = torch.device("cpu")
+
+    def __post_init__(self):
+        self.kept = []
+
+    def __call__(self, frames, boxes, kind):
+        self.kept.append(frames.clone())
+        return SoftLabels(torch.ones(len(frames), ENTITIES), torch.ones(len(frames), dtype=torch.bool))
 
 
 @dataclass
@@ -81,13 +102,14 @@ def make_batch(step, size=SIZE, black=False, kind="video"):
     )
 
 
-def start_client(make_labeller, log, rank=3, **config):
-    config = PrompterConfig(checkpoint=Path("unused"), **{"deadline_s": 60, **config})
-    return PrompterClient(make_labeller, SHAPE, ENTITIES, config, log, rank)
+def start_client(make_labeller, log, rank=3, device=torch.device("cpu"), **config):  # noqa: B008
+    config = PrompterConfig(checkpoint=Path("unused"), **{"deadline_s": 120, **config})
+    return PrompterClient(make_labeller, SHAPE, ENTITIES, config, log, rank, device)
 
 
 def train_with_prompter(pipe, log, asked):
-    """A trainer that asks for labels that never come."""
+    """A trainer that asks for labels that never come, with memory as CUDA IPC names it."""
+    Path(f"/dev/shm/torch_{os.getpid()}_1_0").touch()
     client = start_client(asked, log)
     client.submit(make_batch(1))
     pipe.send(client.pid)

@@ -1,19 +1,14 @@
 """Something that goes wrong on one rank ends all of them with its message: none hangs, none exits with 0."""
 
 import io
-import json
-import os
-import signal
 import threading
-import time
 from contextlib import redirect_stderr
 
 import psutil
-import pytest
 
 from alpro_launch.train import main
 from alpro_stream.config import save_config
-from alpro_stream.run import RunConfig, train
+from alpro_stream.run import RunConfig
 from alpro_stream.shards import ShardReader
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.testing.distributed import run_ranks
@@ -70,40 +65,3 @@ def test_too_many_damaged_samples_that_one_rank_reads(tmp_path):
         assert status == 1
         assert left == []
         assert not {"alpro-reader", "alpro-decoder"} & set(threads)
-
-
-def train_while_its_prompter_dies(config, run_dir, step):
-    """On rank 1 the prompter is killed once the metrics have the step."""
-    if os.environ["RANK"] == "1":
-        threading.Thread(target=_kill_the_prompter, args=(run_dir, step), daemon=True).start()
-    return train_as_a_command(config)
-
-
-def _kill_the_prompter(run_dir, step):
-    metrics = run_dir / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= step):
-        time.sleep(0.005)
-    for child in psutil.Process().children():
-        if "spawn_main" in " ".join(child.cmdline()):
-            os.kill(child.pid, signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_prompter_that_dies_beside_one_rank_ends_both(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus")
-    prompter = train(RunConfig.model_validate(tiny_run(corpus, tmp_path / "prompter", {"train.max_steps": 1})))
-    run_dir = tmp_path / "run"
-    changes = {"task": "pretrain", "prompter.checkpoint": str(prompter.checkpoint), "train.max_steps": 2000}
-    config = write_config(corpus, run_dir, **changes)
-    results = run_ranks(train_while_its_prompter_dies, 2, config, run_dir, 5, preload=PRELOAD, timeout_s=200)
-    (first, second), lefts = [result[:2] for result in results], [result[2] for result in results]
-    assert (first[0], second[0]) == (1, 1)
-    assert "rank 1: error: the prompter of rank 1 (pid" in second[1]
-    assert "rank 0: error: rank 1 failed: the prompter of rank 1 (pid" in first[1]
-    for _, error in (first, second):
-        assert "died with exit status -9 when" in error
-        assert "start the run again, it goes on from its last checkpoint" in error
-    assert lefts == [[], []]
-    # And it does: from its last checkpoint to its end.
-    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    assert 5 <= last < 2000

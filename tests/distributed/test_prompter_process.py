@@ -1,11 +1,13 @@
 """The prompter in its own process: the same labels, and a named error for everything that can happen to it."""
 
+import gc
 import multiprocessing
 import os
 import re
 import signal
 import threading
 import time
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,19 +15,23 @@ import psutil
 import pytest
 import torch
 from labellers import (
+    Leaking,
     Refusing,
     Stuck,
     failing_labeller,
     make_batch,
     real_labeller,
     start_client,
+    starting_for_ever,
     train_with_prompter,
 )
 
 from alpro_stream.errors import PrompterError
 from alpro_stream.prompter.client import InlinePrompter
 
-PATIENCE_S = 60
+PATIENCE_S = 120
+# A death is noticed at once, whatever the deadline is.
+SOON_S = 5
 
 
 def wait_until(what, condition):
@@ -40,6 +46,31 @@ def is_gone(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+@contextmanager
+def soon():
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < SOON_S
+
+
+def growth_kib(client, exchanges, warmup=200):
+    """By how much the memory of the prompter and of this process grows, and that of open files."""
+
+    def taken():
+        gc.collect()
+        for process in processes:
+            infos = process.memory_full_info(), process.num_fds()
+            yield infos[0].uss / 1024, infos[1]
+
+    processes = (psutil.Process(client.pid), psutil.Process())
+    batch = make_batch(0)
+    for number in range(warmup + exchanges):
+        if number == warmup:
+            before = list(taken())
+        ask(client, batch)
+    return [(kib - first, fds - fewest) for (kib, fds), (first, fewest) in zip(taken(), before, strict=True)]
 
 
 def ask(client, batch):
@@ -58,6 +89,7 @@ def clients(tmp_path_factory):
         "raising": start_client(Refusing, root / "raising.log"),
         "not starting": start_client(failing_labeller, root / "failing.log"),
         "killed": start_client(real_labeller, root / "killed.log"),
+        "starting": start_client(partial(starting_for_ever, root / "starting"), root / "starting.log"),
     }
     os.kill(started["killed"].pid, signal.SIGKILL)
     yield started | {"root": root}
@@ -107,22 +139,53 @@ def test_nothing_of_it_has_a_name_in_shared_memory(clients):
     assert not [name for name in names if any(f"_{pid}_" in name for pid in pids)]
 
 
+def test_memory_of_hundreds_of_exchanges_is_flat(clients):
+    for kib, files in growth_kib(clients["real"], 400):
+        assert kib < 2048
+        assert files <= 0
+
+
 def test_killed_before_it_started(clients):
     client = clients["killed"]
-    with pytest.raises(PrompterError) as caught:
+    with soon(), pytest.raises(PrompterError) as caught:
         ask(client, make_batch(7))
     assert f"prompter of rank 3 (pid {client.pid}) died with exit status -9 when" in str(caught.value)
     assert "step 7" in str(caught.value)
     assert "start the run again, it goes on from its last checkpoint" in str(caught.value)
 
 
-def test_killed_between_two_batches(clients):
+def test_frozen_and_then_killed_between_two_batches(clients):
     client = clients["real"]
     ask(client, make_batch(7))
+    os.kill(client.pid, signal.SIGSTOP)
+    client._deadline_s = 0.5
+    with (
+        soon(),
+        pytest.raises(PrompterError, match=r"gave no answer for 0\.5 s when the labels of step 8 were awaited"),
+    ):
+        ask(client, make_batch(8))
+    client._deadline_s = PATIENCE_S
     os.kill(client.pid, signal.SIGKILL)
     wait_until("the kill", lambda: is_gone(client.pid))
-    with pytest.raises(PrompterError, match=rf"rank 3 \(pid {client.pid}\) died with exit status -9 when .* step 8"):
-        ask(client, make_batch(8))
+    message = rf"rank 3 \(pid {client.pid}\) died with exit status -9 when .* step 9"
+    with soon(), pytest.raises(PrompterError, match=message):
+        ask(client, make_batch(9))
+
+
+def test_it_hangs_at_its_start_and_is_killed_there(clients):
+    client = clients["starting"]
+    client.submit(make_batch(0))
+    client.submit(make_batch(1))
+    wait_until("the start", (clients["root"] / "starting").exists)
+    client._deadline_s = 0.5
+    message = r"rank 3 .* gave no answer for 0\.5 s when its start and the labels of step 0 were awaited; raise"
+    with soon(), pytest.raises(PrompterError, match=message):
+        client.collect(make_batch(0))
+    client._deadline_s = PATIENCE_S
+    threading.Timer(0.3, os.kill, (client.pid, signal.SIGKILL)).start()
+    message = r"died with exit status -9 when its start and the labels of step 1 were awaited"
+    with soon(), pytest.raises(PrompterError, match=message):
+        client.collect(make_batch(1))
 
 
 def test_no_answer_within_the_deadline_and_killed_while_its_labels_are_awaited(clients):
@@ -137,7 +200,7 @@ def test_no_answer_within_the_deadline_and_killed_while_its_labels_are_awaited(c
     client._deadline_s = PATIENCE_S
     threading.Timer(0.3, os.kill, (client.pid, signal.SIGKILL)).start()
     message = rf"pid {client.pid}\) died with exit status -9 when the labels of step 3 were awaited"
-    with pytest.raises(PrompterError, match=message):
+    with soon(), pytest.raises(PrompterError, match=message):
         client.collect(make_batch(3))
 
 
@@ -169,7 +232,7 @@ def test_closing_twice_is_harmless(clients):
     assert is_gone(clients["raising"].pid)
 
 
-def test_it_ends_when_its_trainer_is_killed_even_while_it_is_computing(tmp_path):
+def test_it_ends_when_its_trainer_is_killed_while_it_computes_and_leaves_nothing_behind(tmp_path):
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     stuck = partial(Stuck, tmp_path / "asked")
@@ -177,8 +240,23 @@ def test_it_ends_when_its_trainer_is_killed_even_while_it_is_computing(tmp_path)
     trainer.start()
     theirs.close()
     prompter = ours.recv()
+    named = Path(f"/dev/shm/torch_{trainer.pid}_1_0")
     wait_until("the question to arrive", (tmp_path / "asked").exists)
     assert not is_gone(prompter)
+    assert named.exists()
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.join()
     wait_until("the prompter to end", lambda: is_gone(prompter))
+    assert not named.exists()
+
+
+@pytest.mark.slow
+def test_memory_of_ten_thousand_exchanges_is_flat_and_a_leak_would_be_seen(tmp_path):
+    with closing(start_client(real_labeller, tmp_path / "log", deadline_s=PATIENCE_S)) as client:
+        for kib, files in growth_kib(client, 10_000):
+            assert kib < 2048
+            assert files <= 0
+    with closing(start_client(Leaking, tmp_path / "leaking.log", deadline_s=PATIENCE_S)) as client:
+        (kib, _), (ours, _) = growth_kib(client, 400)
+        assert kib > 10 * 1024  # 55 KB of each batch
+        assert ours < 2048

@@ -4,7 +4,6 @@ Legend: G samples of both ranks, B of one, E projection.
 """
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +51,7 @@ def losses_of_this_rank(cases):
     """What each layout gives on this rank: its shares of the losses, gradients, and the features of all ranks."""
     # Only here: with DeepSpeed behind them these take seconds, and the ranks have them already.
     from alpro_stream.train.distributed import join_world
-    from alpro_stream.train.trainer import Trainer
+    from alpro_stream.train.step import Step
 
     found = {}
     for layout, dtype in cases:
@@ -61,8 +60,7 @@ def losses_of_this_rank(cases):
         assert (world.local_rank, world.size) == (LOCAL_RANKS[layout][world.rank], RANKS)
         batch = rank_batch(layout, world.rank)
         # The trainer's own way of gathering: it decides which rows are this rank's.
-        trainer = SimpleNamespace(_parts=SimpleNamespace(world=world))
-        (gather,) = Trainer._gathers(trainer, [batch])
+        (gather,) = Step(None, world, 1, seed=0)._gathers([batch])
         counts = GlobalCounts(*world.sum(count_local(batch, None)))
         model = reference_model("retrieval", dtype)
         objective = PretrainObjective(model, ObjectiveConfig.model_validate(ONLY_VTC_AND_VTM))

@@ -4,12 +4,14 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from dying_runs import (
     POINTS,
     assert_same_run,
     config,
+    die,
     die_while_saving,
     train_until_death,
     training,
@@ -52,6 +54,29 @@ def test_killed_while_saving(corpus, undisturbed, tmp_path, point):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
 
 
+def die_in_the_middle_of_the_mark(step):
+    """Death when the mark of a step is written and not yet where it counts."""
+    replace = Path.replace
+
+    def replace_or_die(self, target):
+        if target.name == "COMPLETE" and target.parent.name == f"step-{step:06d}":
+            self.write_text(self.read_text()[:20])
+            die()
+        return replace(self, target)
+
+    Path.replace = replace_or_die
+
+
+def test_killed_in_the_middle_of_the_mark(corpus, undisturbed, tmp_path):
+    run = config(corpus, tmp_path, **STEPS)
+    assert train_until_death(run, die_in_the_middle_of_the_mark, 4) == -signal.SIGKILL
+    assert latest_checkpoint(tmp_path).name == "step-000002"
+    assert (tmp_path / "checkpoints" / "step-000004").is_dir()
+    train(run)
+    assert_same_run(tmp_path, undisturbed)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
 def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path):
     run, told = config(corpus, tmp_path / "run", **STEPS), tmp_path / "told"
     with training(run, wait_at_step, 1, told) as other:
@@ -68,9 +93,11 @@ def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path):
 def test_a_damaged_engine_state_is_named(corpus, undisturbed, tmp_path):
     run = config(corpus, tmp_path / "run", **{**STEPS, "train.max_steps": 8})
     shutil.copytree(undisturbed, run.run_dir)
-    for file in (latest_checkpoint(run.run_dir) / "engine").iterdir():
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"the engine state in .*step-000006 cannot be loaded"):
+    file = latest_checkpoint(run.run_dir) / "engine" / "mp_rank_00_model_states.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{file} is damaged: its SHA-256 is .*, or remove .*step-000006 to go"):
         train(run)
 
 
@@ -86,8 +113,8 @@ def train_on_a_small_disk(corpus, run_dir, full_rank):
     return _message(config(corpus, run_dir, **STEPS, **{"stream.decode.workers": "threads"}))
 
 
-def train_with_other_ranks(corpus, run_dir):
-    return _message(config(corpus, run_dir, **{**STEPS, "train.max_steps": 8}))
+def train_with_another_stage(corpus, run_dir):
+    return _message(config(corpus, run_dir, **{**STEPS, "train.max_steps": 8, "train.engine.zero_stage": 2}))
 
 
 def _message(run):
@@ -106,7 +133,8 @@ def test_a_full_disk_on_one_rank_ends_both_and_keeps_the_checkpoint_before(corpu
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_another_number_of_ranks_is_refused_on_every_rank(corpus, undisturbed):
-    first, second = run_ranks(train_with_other_ranks, 2, corpus, undisturbed, preload=PRELOAD)
+def test_another_stage_is_refused_on_every_rank(corpus, undisturbed):
+    first, second = run_ranks(train_with_another_stage, 2, corpus, undisturbed, preload=PRELOAD)
     for message in (first, second):
-        assert "was written by 1 ranks with ZeRO stage 1, this run has 2 with stage 1" in message
+        assert "was written by 1 ranks with ZeRO stage 1, this run has 2 with stage 2" in message
+        assert message.endswith("set train.engine.zero_stage=1")

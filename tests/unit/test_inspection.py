@@ -7,18 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from page_files import Page
 from stream_parts import open_maker, stream_config
 
 from alpro_launch.cli import main as alpro
 from alpro_launch.inspection import inspect
+from alpro_launch.page_parts import loss_curves, speed_curves, totals
+from alpro_launch.page_pictures import clip_examples
 from alpro_launch.shuffle_view import shuffle_view
-from alpro_stream.config import load_config, validate
+from alpro_launch.training_page import write_training_page
+from alpro_stream.config import load_config, save_config, validate
 from alpro_stream.losses.objective import same_pairs
 from alpro_stream.run import RunConfig, train
 from alpro_stream.shards import DatasetInfo, Sample, ShardWriter, save_dataset_info
 from alpro_stream.shards.layout import tar_path
+from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.mixing import MixingConfig
 from alpro_stream.stream.plan import PLAN_VERSION
+from alpro_stream.stream.quarantine import Failure, Occurrence
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.testing.shards import sample, write_dataset, write_tokenizer
 
@@ -80,6 +86,156 @@ def test_a_run_lists_its_checkpoints_and_means_the_newest(run_dir):
     assert view["bottleneck"].startswith("bottleneck: ")
     assert view["quarantine"]["num"] == 0
     assert view["fingerprint"]["seed"] == 42
+
+
+def text_of(path):
+    return "".join(Page(path.read_text(encoding="utf-8")).text)
+
+
+def section(path, name):
+    html = path.read_text(encoding="utf-8")
+    start = html.index(f'<section id="{name}"')
+    return "".join(Page(html[start : html.index("</section>", start) + len("</section>")]).text)
+
+
+def test_the_page_of_a_run_on_the_command_line(run_dir, tmp_path, capsys):
+    assert alpro(["inspect", str(run_dir), "--page"]) == 0
+    assert capsys.readouterr().out == f"written: {run_dir / 'report.html'}\n"
+    assert alpro(["inspect", str(run_dir), "--page", str(tmp_path / "new/page.html")]) == 0
+    page = tmp_path / "new/page.html"
+    text = text_of(page)
+    assert "Training of the prompter, 4 of 4 steps; the last one on" in text
+    for shown in ("VTC", "Clips per second", "Waiting for data", "Learning rate", "Norm of the gradient", "deepspeed"):
+        assert shown in text
+    for checkpoint in ("step-000002", "step-000004"):
+        assert checkpoint in section(page, "checkpoints")
+    assert "checkpoint_every: 2" in section(page, "setup")
+    assert "Pseudo-labels" not in text
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+@pytest.fixture
+def unfinished(run_dir, tmp_path):
+    """A run that has come to no checkpoint, while a line of its metrics is being written."""
+    folder = tmp_path / "unfinished"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()[:3]
+    (folder / "metrics.jsonl").write_text("\n".join(lines)[:-20])
+    return folder
+
+
+def test_a_run_without_a_checkpoint_is_described_and_has_a_page(unfinished):
+    assert inspect(unfinished)["checkpoints"] == []
+    assert inspect(unfinished)["last_step"] == 2
+    page = write_training_page(unfinished)
+    assert "Training, 2 steps; the last one on" in text_of(page)
+    assert "VTC" in section(page, "losses")
+    assert "none yet" in section(page, "checkpoints")
+    (unfinished / "metrics.jsonl").unlink()
+    assert inspect(unfinished)["last_step"] is None
+    assert "Training, before its first step." in text_of(write_training_page(unfinished))
+
+
+def test_the_page_has_what_the_metrics_have_and_what_was_dropped(unfinished, run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines[1] |= {"validation/vtc": 2.5, "pem/entropy": 1.25, "pem/top_entities": "dog 41 %, cat 3 %"}
+    lines.append({"step": 5, "validation/text_to_video_r1": 75.0})
+    (unfinished / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    occurrence = Occurrence(7, 2, "video-000001", 3)
+    dropped = Failure(occurrence, "video", "", 0, "video-000001:3 video-9", "decode", "frame 2 is no JPEG", "tar:1 key")
+    (unfinished / "quarantine").mkdir()
+    # The substitute could not be used either, and the run was killed while it wrote another one down.
+    again = replace(dropped, cause="crash", place="tar:1 key", substitute=None)
+    record = f"{dropped.to_json()}\n{again.to_json()}\n{dropped.to_json()[:40]}"
+    (unfinished / "quarantine/rank-00000.jsonl").write_text(record)
+    page = write_training_page(unfinished)
+    assert "text to video r1" in section(page, "validation")
+    assert "75.0" in section(page, "validation")
+    assert "Entropy" in section(page, "entities")
+    assert "dog 41 %, cat 3 %" in text_of(page)
+    where = section(page, "dropped")
+    assert "step 7, row 2: video-000001:3 video-9" in where
+    assert "frame 2 is no JPEG" in where
+    assert "crash" not in where
+
+
+def test_a_page_of_something_else_is_refused(checkpoint, corpus, capsys):
+    for path in (checkpoint, corpus / "train"):
+        assert alpro(["inspect", str(path), "--page"]) == 1
+        assert f"{path} is not the folder of a run" in capsys.readouterr().err
+        assert not (path / "report.html").exists()
+
+
+def test_another_version_of_the_program_costs_what_it_wrote_alone(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    change(copy / "checkpoints/step-000004/config.yaml", "checkpoint_every", "checkpoint_often")
+    change(copy / "checkpoints/step-000004/state.json", '"format_version": ', '"format_version": 9')
+    page = write_training_page(copy)
+    assert "checkpoint_often: 2" in section(page, "setup")
+    assert "VTC" in section(page, "losses")
+
+
+@pytest.fixture(scope="module")
+def pretraining(corpus, run_dir, tmp_path_factory):
+    """The folder of a pre-training before its first step, labelled by the run above."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    changes = {"task": "pretrain", "prompter.checkpoint": str(run_dir), "prompter.num_entities": 20}
+    config = validate(RunConfig, tiny_run(corpus, folder, changes), source="test")
+    (folder / ".lock").touch()
+    save_config(config, folder / "config.yaml")
+    return config
+
+
+def test_clips_are_those_of_the_whole_batches_with_their_crops(pretraining):
+    config = pretraining
+    examples = clip_examples(config, 16)
+    maker, plan = open_maker(config.stream)
+    video = config.model.video
+    maker.decoder.close()
+    decoder = build_clip_decoder(config.stream.decode, video.image_size, 8 * video.num_frames, None)
+    maker = replace(maker, image_size=video.image_size, patch_size=video.patch_size, decoder=decoder)
+    num_clips = plan.steps_per_epoch * 8
+    with closing(maker):
+        batches = [maker.make(plan, step, range(plan.num_lanes)) for step in range(plan.steps_per_epoch)]
+    keys = [key for batch in batches for key in batch.keys]
+    boxes = [box for batch in batches for box in batch.boxes_B4.tolist()]
+    chosen = [int((i + 0.5) * num_clips / 16) for i in range(16)]
+    assert [example.id for example in examples] == [keys[index] for index in chosen]
+    grid = video.image_size // video.patch_size
+    found = [[example.box.top * grid, example.box.left * grid] for example in examples]
+    assert found == [pytest.approx(boxes[index][:2]) for index in chosen]
+    assert {len(example.frames) for example in examples} == {1, 2}
+    assert all(0 < example.entities[0].probability <= 1 for example in examples)
+
+
+def test_the_page_of_a_pretraining_shows_its_pseudo_labels_while_data_and_prompter_are_there(
+    pretraining, run_dir, tmp_path
+):
+    folder = pretraining.run_dir
+    shown = Page(write_training_page(folder).read_text(encoding="utf-8"))
+    assert len(shown.all("article", **{"class": "clip"})) == 10
+    for there in (str(pretraining.stream.sources[0].path), str(run_dir)):
+        gone = shutil.copytree(folder, tmp_path / Path(there).name)
+        change(gone / "config.yaml", there, "/no/such/place")
+        text = section(write_training_page(gone), "entities")
+        assert "not shown: " in text
+        assert "/no/such/place" in text
+
+
+def test_figures_of_a_run_count_each_step_by_its_time():
+    lines = [
+        {"step": 10, "step_s": 1.0, "clips_per_s": 8.0, "data_wait_percent": 50.0},
+        {"step": 20, "step_s": 3.0, "clips_per_s": 4.0, "data_wait_percent": 10.0, "loss/vtc": float("nan")},
+        {"step": 20, "validation/vtc": 1.0},
+    ]
+    found = totals(lines)
+    assert (found.num_steps, found.seconds, found.clips_per_s) == (20, 40.0, 5.0)
+    assert (found.data_wait, found.prompter_wait, found.mfu) == (0.2, None, None)
+    assert totals([]).clips_per_s is None
+    assert [curve.name for curve in speed_curves(lines)] == ["Clips per second", "Waiting for data", "Time of a step"]
+    (curve,) = loss_curves(lines, "ALPRO", None)
+    assert (curve.steps, curve.reference) == ((20,), None)
 
 
 def test_data_that_is_gone_costs_the_keys_alone(checkpoint, corpus):

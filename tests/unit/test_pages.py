@@ -173,6 +173,89 @@ def test_broken_pictures_are_an_error():
         data_uri(b"")
 
 
+def run_report_with(text: str = "plain", **changes) -> pages.RunReportData:
+    """A page of a single run in which every text is `text`."""
+    full = report_with(text)
+    sample = pages.DroppedSample(step=3, row=1, place=text, reason=text, substitute=text)
+    report = pages.RunReportData(
+        title=text,
+        summary=text,
+        created=text,
+        numbers=pages.TrainingNumbers(
+            num_steps=1200,
+            num_planned=5000,
+            seconds=75.0,
+            clips_per_s=38.4,
+            data_wait=0.021,
+            prompter_wait=None,
+            mfu=None,
+            num_parameters=4_812_331,
+            num_ranks=16,
+            num_dropped=3,
+        ),
+        bottleneck=text,
+        losses=full.curves,
+        validation=full.curves,
+        speed=full.curves,
+        optimizer=full.curves,
+        entities=full.curves,
+        top_entities=text,
+        clips=full.clips,
+        dropped=(
+            pages.DroppedCause(cause="crash", count=1, examples=(dataclasses.replace(sample, substitute=None),)),
+            pages.DroppedCause(cause=text, count=2, examples=(sample,)),
+        ),
+        dropped_records=text,
+        checkpoints=(pages.SavedCheckpoint(name=text, written=text, num_bytes=1_500_000),),
+        configs=full.configs,
+        versions={text: text},
+    )
+    return dataclasses.replace(report, **changes)
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_text_of_a_run_never_becomes_markup(text):
+    plain = Page(pages.render_run_report(run_report_with()))
+    nasty = Page(pages.render_run_report(run_report_with(text)))
+
+    def skeleton(page):
+        folded = {"details", "summary", "p"}
+        return [(tag, sorted(attributes)) for tag, attributes in page.elements if tag not in folded]
+
+    assert skeleton(nasty) == skeleton(plain)
+    assert not nasty.all("script")
+    assert text in nasty.text
+
+
+def test_the_page_of_a_run_links_to_the_sections_it_has():
+    report = run_report_with()
+    short = dataclasses.replace(report, validation=(), entities=(), top_entities="", clips=None)
+    for page, num_sections in ((report, 9), (short, 7)):
+        shown = Page(pages.render_run_report(page))
+        sections = [f"#{section['id']}" for section in shown.all("section")]
+        assert sections == [link["href"] for link in shown.all("a")]
+        assert len(sections) == num_sections
+        levels = [int(tag[1]) for tag, _ in shown.elements if re.fullmatch("h[1-6]", tag)]
+        assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
+
+
+def test_dropped_samples_are_shown_by_cause_most_frequent_first():
+    text = "".join(Page(pages.render_run_report(run_report_with())).text)
+    dropped = text[text.index("Another one of the same pass") :]
+    assert dropped.index("1 of 2 place") < dropped.index("crash") < dropped.index("nothing in its place")
+    assert "step 3, row 1" in dropped
+
+
+def test_a_run_without_anything_yet_says_so():
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(pages.TrainingNumbers))
+    numbers_of = pages.TrainingNumbers(**{**nothing, "num_steps": 0, "num_dropped": 0})
+    report = pages.RunReportData(title="t", summary="s", created="c", numbers=numbers_of, clips=(), clips_note="gone")
+    text = "".join(Page(pages.render_run_report(report)).text)
+    assert text.count("no data") == 3
+    for expected in ("gone", "none yet", "not known before the first checkpoint", "not measured"):
+        assert expected in text
+
+
 def curve(values, steps=None, **changes) -> pages.LossCurve:
     steps = tuple(range(1, len(values) + 1)) if steps is None else steps
     return pages.LossCurve(name="VTC", stage="ALPRO", steps=steps, values=tuple(values), **changes)

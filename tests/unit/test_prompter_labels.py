@@ -142,3 +142,45 @@ def test_the_prompter_is_frozen(labeller, encoder):
     logits = torch.zeros(2, 3, requires_grad=True)
     pem_loss(logits, labels, torch.tensor([True, True])).backward()
     torch.testing.assert_close(logits.grad, (torch.full((2, 3), 1 / 3) - labels) / 2)
+
+
+def test_bf16_computes_the_encoder_in_it_and_the_labels_in_float32(labeller, encoder, tokenizer):
+    banks = {"video": build_bank(encoder, tokenizer, ENTITIES, "video")}
+    with_bf16 = Labeller(encoder, banks, PemConfig(threshold=0.0), patch_size=16, precision="bf16")
+    exact, rounded = (one(clips(), BOXES, "video").labels_BM for one in (labeller, with_bf16))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+    torch.testing.assert_close(rounded.sum(1), torch.ones(2))
+    # Of a caller's autocast the similarities see nothing either: they are the ones that the temperature magnifies.
+    with torch.autocast("cpu", torch.bfloat16):
+        around = labeller(clips(), BOXES, "video").labels_BM
+    assert torch.equal(around, rounded)
+
+
+@pytest.fixture
+def _no_compiled_functions():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_no_compiled_functions")
+def test_compiled_labels_are_those_of_the_same_labeller(labeller, encoder, tokenizer, monkeypatch):
+    # Traced as for the GPU; compiling for a CPU would take minutes.
+    compile_function, compiled_parts = torch.compile, []
+
+    def trace(function, **options):
+        compiled_parts.append(function.__name__)
+        return compile_function(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    banks = {kind: build_bank(encoder, tokenizer, ENTITIES, kind) for kind in ("video", "image")}
+    compiled = Labeller(encoder, banks, PemConfig(threshold=0.0), patch_size=16, compile=True)
+    for frames, kind in ((clips(), "video"), (clips()[:, :1], "image")):
+        expected = labeller(frames, BOXES, kind)
+        found = compiled(frames, BOXES, kind)
+        torch.testing.assert_close(found.labels_BM, expected.labels_BM, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.keep_B, expected.keep_B)
+        assert not found.labels_BM.is_inference()
+    assert compiled_parts == ["_features"]

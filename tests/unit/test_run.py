@@ -127,7 +127,7 @@ def test_pem_with_no_confident_label_at_all_is_0_and_the_rest_goes_on(corpus, pr
     changes = pretrain(prompter, **{"train.max_steps": 2, "losses.pem.threshold": 1.0})
     train(run_of(corpus, tmp_path, changes))
     for line in read_metrics(tmp_path):
-        assert line["loss/pem"] == line["pem_kept"] == 0
+        assert line["loss/pem"] == line["pem/kept"] == 0
         assert math.isfinite(line["gradient_norm"])
         assert line["gradient_norm"] > 0
 

@@ -17,7 +17,7 @@ from stream_parts import Wrapped, stored_as, write_clips
 from alpro_stream.errors import SampleError
 from alpro_stream.media import FrameConfig, sparse_frames
 from alpro_stream.stream.clips import ClipDecoder, FramesClip, VideoClip, build_clip_decoder, read_clip
-from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, build_decoder
+from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameError, build_decoder
 from alpro_stream.stream.gauges import Gauges
 from alpro_stream.stream.isolated import FrameChoice, IsolatedDecoder
 from alpro_stream.stream.jpeg import read_header
@@ -314,7 +314,7 @@ def test_of_two_damaged_frames_the_first_gives_the_reason_whichever_was_found_fi
         device, needs_trial = torch.device("cpu"), False
 
         def start(self, requests, out_NHWC, rows):
-            return lambda: {number: f"number {number}" for number in (2, 3, 1)}
+            return lambda: {number: FrameError("decode", f"number {number}") for number in (2, 3, 1)}
 
         def close(self):
             pass

@@ -184,7 +184,7 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_there(dali):
     errors = dali.decode([good[0], bad, good[1]], out, range(3))
     assert list(errors) == [1]
     assert errors[1]
-    assert "C++" not in errors[1]
+    assert "C++" not in errors[1].reason
     np.testing.assert_array_equal(out[[0, 2]].numpy(), expected)
     resized = request(1, View((0, 0, 1, 1)))
     assert decoded(dali, [resized]).any()  # the pipeline was built anew

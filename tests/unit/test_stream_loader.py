@@ -24,6 +24,7 @@ from stream_parts import (
 from alpro_stream.errors import PlanError, ShardError
 from alpro_stream.shards import reader
 from alpro_stream.shards.index import ShardIndex
+from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.decode import DecodeConfig
 from alpro_stream.stream.frames import choose_frames
 from alpro_stream.stream.gauges import Gauges
@@ -67,9 +68,10 @@ def _no_thread_is_left_behind(seven_steps):
 
 
 def decoding(maker, **decode):
-    """The same maker with other settings of the queues."""
-    changed = DecodeConfig.model_validate({"num_workers": 1, **decode})
-    return replace(maker, config=maker.config.model_copy(update={"decode": changed}), gauges=Gauges())
+    """The same with other settings, and a decoder of its own."""
+    changed, gauges = DecodeConfig.model_validate({"num_workers": 1, "num_processes": 1, **decode}), Gauges()
+    decoder = build_clip_decoder(changed, maker.image_size, 8 * maker.num_frames, None, gauges)
+    return replace(maker, config=maker.config.model_copy(update={"decode": changed}), decoder=decoder, gauges=gauges)
 
 
 def open_loader(maker, plan, steps, rank=0, world_size=1, skip_steps=()):

@@ -26,6 +26,7 @@ from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
 from alpro_stream.shards.writer import ShardWriter
 from alpro_stream.stream.config import StreamConfig, fingerprint
 from alpro_stream.stream.crops import black_outside, pem_crop_boxes
+from alpro_stream.stream.decode import FrameError
 from alpro_stream.stream.frames import choose_frames
 from alpro_stream.stream.maker import negative_noise
 from alpro_stream.stream.seeds import Draws, sample_keys
@@ -139,7 +140,7 @@ class Refusing(Wrapped):
         for number, request in enumerate(requests):
             if request.jpeg in refused:
                 out_NHWC[rows[number]] = 200
-                errors[number] = f"refused {number}"
+                errors[number] = FrameError("decode", f"refused {number}")
         return errors
 
 

@@ -13,7 +13,7 @@ import torch
 from stream_jpegs import jpeg, waves
 
 from alpro_stream.errors import AlproError
-from alpro_stream.stream.decode import DecodeConfig, FrameRequest, build_decoder
+from alpro_stream.stream.decode import DecodeConfig, FrameError, FrameRequest, build_decoder
 from alpro_stream.stream.reused import ReusedMemory
 from alpro_stream.stream.turbo import TurboDecoder
 from alpro_stream.stream.view import View
@@ -23,6 +23,7 @@ from alpro_stream.stream.workers import TurboWorkers
 SIZE = 48
 # No resize: for that a process loads torch, which takes longer than the deadlines here.
 WINDOW = (0.1, 0.0, 48 / 60, 48 / 50)
+FAULTY = View(WINDOW, operations=(("no operation", 0.0),))
 REQUESTS = [
     FrameRequest(jpeg(waves(60, 50, number)), 60, 50, View(WINDOW, flip=number % 2 == 0)) for number in range(12)
 ]
@@ -112,15 +113,101 @@ def test_processes_that_end_or_hang_with_calls_in_hand_are_replaced(expected, is
 
 
 def test_one_frame_that_ends_its_process_costs_itself_alone(expected):
-    """Here one whose view is none, on which the process fails as it would on a bug of a library."""
+    """Here one whose view has no such operation, on which the process fails as it would on a bug of a library."""
     with closing(TurboWorkers(1, 2.0)) as workers:
-        hard = FrameRequest(REQUESTS[0].jpeg, 60, 50, View(window="no window"))  # type: ignore[arg-type]
+        hard = FrameRequest(REQUESTS[0].jpeg, 60, 50, FAULTY)
         requests = [*REQUESTS[:5], hard, *REQUESTS[5:]]
         room = room_for(workers, requests)
         errors = workers.decode(requests, room, range(len(requests)))
-        assert errors == {5: "the process that decodes it ended with status 1, twice"}
+        assert errors == {5: FrameError("crash", "the process that decodes it ended with status 1, twice")}
         np.testing.assert_array_equal(np.delete(room.numpy(), 5, 0), expected)
         np.testing.assert_array_equal(decode(workers, REQUESTS), expected)
+
+
+class Hanging(View):
+    """A view that keeps a process for ever, as a decoder with a fault might."""
+
+    def __reduce__(self):
+        return time.sleep, (600,)
+
+
+@pytest.mark.parametrize(("view", "cause"), [(FAULTY, "crash"), (Hanging(WINDOW), "deadline")])
+@pytest.mark.timeout(120)
+def test_a_large_share_with_a_frame_that_ends_or_stops_its_process_holds_nobody_up(expected, view, cause):
+    """More single frames than the connection holds messages."""
+    bad = FrameRequest(REQUESTS[0].jpeg, 60, 50, view)
+    requests = [REQUESTS[number % 12] for number in range(800)]
+    requests[400] = bad
+    with closing(TurboWorkers(1, 2.0)) as workers:
+        room = room_for(workers, requests)
+        errors = workers.decode(requests, room, range(800))
+    assert {number: error.cause for number, error in errors.items()} == {400: cause}
+    for number in [*range(400), *range(401, 800)]:
+        assert np.array_equal(room[number].numpy(), expected[number % 12]), number
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_is_stopped_never_blocks_who_gives_it_work(workers, expected):
+    decode(workers, REQUESTS)
+    for process in (stopped := processes()):
+        process.suspend()
+    many = [REQUESTS[number % 12] for number in range(2400)]
+    rooms = [room_for(workers, many) for _ in range(3)]
+    calls = [workers.start(many, room, range(2400)) for room in rooms]
+    for process in stopped:
+        process.resume()
+    for call, room in zip(calls, rooms, strict=True):
+        assert call() == {}
+        np.testing.assert_array_equal(room[-12:].numpy(), expected)
+
+
+def test_loading_what_resizing_takes_is_no_matter_of_the_deadline():
+    requests = [FrameRequest(one.jpeg, 60, 50, View()) for one in REQUESTS]
+    with closing(TurboDecoder(1)) as threads:
+        seen = decode(threads, requests)
+    with closing(TurboWorkers(1, 0.5)) as workers:
+        np.testing.assert_array_equal(decode(workers, requests), seen)
+        np.testing.assert_array_equal(decode(workers, requests), seen)
+
+
+def test_memory_of_a_call_that_nobody_waits_for_is_not_given_to_others_while_it_is_written(workers):
+    decode(workers, REQUESTS)
+    for process in (stopped := processes()):
+        process.suspend()
+    room = room_for(workers, REQUESTS)
+    taken = workers._memory.place_of(room)[0]
+    workers.start(REQUESTS, room, range(12))
+    del room
+    gc.collect()
+    others = [workers.empty((12, SIZE, SIZE, 3)).fill_(7) for _ in range(3)]
+    assert taken not in [workers._memory.place_of(other)[0] for other in others]
+    for process in stopped:
+        process.resume()
+    decode(workers, REQUESTS)
+    assert all((other == 7).all() for other in others)
+
+
+def test_what_nobody_waits_for_is_not_done_by_the_next_process(workers, expected):
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: workers.start(REQUESTS, room_for(workers, REQUESTS), range(12)))
+        thread.start()
+        thread.join()
+    for process in processes():
+        process.kill()
+        process.wait(30)
+    np.testing.assert_array_equal(decode(workers, REQUESTS), expected)
+    assert all(not worker._given for worker in workers._workers)
+
+
+def test_a_closed_decoder_says_so():
+    workers = TurboWorkers(1, 60.0)
+    room = room_for(workers, REQUESTS)
+    call = workers.start(REQUESTS, room, range(12))
+    workers.close()
+    with pytest.raises(AlproError, match="their decoder is closed"):
+        call()
+    with pytest.raises(RuntimeError, match="closed"):
+        workers.empty((1, SIZE, SIZE, 3))
 
 
 def test_processes_that_cannot_start_are_an_error_that_says_so(monkeypatch):
@@ -160,7 +247,19 @@ def test_a_decoder_that_is_closed_with_calls_in_hand_leaves_no_process():
 
 def test_what_a_process_says_is_not_trusted():
     assert decode_answer(encode_answer(3, {1: "a", 7: "b"})) == (3, {1: "a", 7: "b"})
-    for data in (b"", b"{}", b"[1]", b'["1", []]', b'[1, [["2", "x"]]]', b"[1, [[2, 3]]]", b"[1, [[2]]]", b"\xff"):
+    for data in (
+        b"",
+        b"{}",
+        b"[1]",
+        b'["1", []]',
+        b'[1, [["2", "x"]]]',
+        b"[true, []]",
+        b"[" * 200000,
+        b"5",
+        b"[1, [[2, 3]]]",
+        b"[1, [[2]]]",
+        b"\xff",
+    ):
         with pytest.raises(ValueError):  # noqa: PT011 - of JSON or ours
             decode_answer(data)
 

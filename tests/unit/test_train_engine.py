@@ -10,6 +10,7 @@ from alpro_stream.errors import CheckpointError
 from alpro_stream.model.alpro import DualEncoder, ModelConfig
 from alpro_stream.testing.configs import TINY_MODEL
 from alpro_stream.testing.distributed import run_ranks
+from alpro_stream.train.checkpoint import write_mark
 from alpro_stream.train.distributed import join_world
 from alpro_stream.train.engine import Engine, EngineConfig, OptimizerConfig, deepspeed_config, parameter_groups
 
@@ -93,6 +94,7 @@ def try_stage(stage, directory):
     update(engine, rate=0.01)
     parameters.append(engine.full_parameters())
     engine.save(directory)
+    write_mark(directory)
     goes_on = [update(engine) for _ in range(3)]
     other = make_engine(stage)
     other.load(directory)
@@ -140,6 +142,7 @@ def test_an_engine_state_that_is_not_there_or_of_another_model_is_refused(tmp_pa
     with pytest.raises(CheckpointError, match="engine state"):
         engine.load(tmp_path / "nothing")
     engine.save(tmp_path)
+    write_mark(tmp_path)
     other = Regression()
     other.first = nn.Linear(4, 9)
     other.second = nn.Linear(9, 1)
@@ -155,3 +158,44 @@ def test_a_write_that_fails_is_raised_after_deepspeed_is_done(tmp_path):
         engine.save(tmp_path)
     (tmp_path / "engine" / "mp_rank_00_model_states.pt").rmdir()
     engine.save(tmp_path)
+
+
+class Noticed:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self._path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self._path,)
+
+
+def test_nothing_is_unpickled_unless_the_digests_hold(tmp_path):
+    checkpoint, noticed = tmp_path / "step-000001", tmp_path / "noticed"
+    engine = make_engine()
+    engine.save(checkpoint)
+    write_mark(checkpoint)
+    (state,) = (checkpoint / "engine").glob("*_optim_states.pt")
+    torch.save({"optimizer_state_dict": Noticed(noticed)}, state)
+    with pytest.raises(CheckpointError, match=rf"engine/{state.name} is damaged: .*remove .*step-000001 to go on"):
+        make_engine().load(checkpoint)
+    assert not noticed.exists()
+    # With a mark that says so, it is read.
+    write_mark(checkpoint)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        make_engine().load(checkpoint)
+    assert noticed.exists()
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimizer_settings_are_those_of_the_configuration_after_a_load_too(tmp_path, stage):
+    engine = make_engine(stage)
+    update(engine)
+    engine.save(tmp_path)
+    write_mark(tmp_path)
+    settings = OptimizerConfig(weight_decay=0.5, betas=(0.8, 0.9), eps=1e-4)
+    other = Engine(Regression(), EngineConfig(zero_stage=stage), settings, join_world(10), rank_batch=2)
+    other.load(tmp_path)
+    groups = other._engine.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert all((group["betas"], group["eps"], group["fused"]) == ((0.8, 0.9), 1e-4, True) for group in groups)

@@ -1,0 +1,198 @@
+"""What a model in training is worth on data that it does not train on: losses and retrieval, while it goes on.
+
+Nothing here changes the run: no gradients, no dropout, no draws from the run's own.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alpro_stream.config import Config
+from alpro_stream.errors import ConfigError, PlanError
+from alpro_stream.evaluate.embed import StoredClip, embed_texts, embed_videos, evenly_spread, stored_clips
+from alpro_stream.evaluate.ranking import retrieval_metrics, text_to_video_ranks, video_to_text_ranks
+from alpro_stream.losses.objective import SoftLabels
+from alpro_stream.model.alpro import AlproModel, DualEncoder
+from alpro_stream.model.video_encoder import VideoEncoderConfig
+from alpro_stream.stream.clips import build_clip_decoder
+from alpro_stream.stream.config import StreamConfig, make_plan
+from alpro_stream.stream.maker import BatchMaker
+from alpro_stream.stream.plan import Plan, lanes_of_rank
+from alpro_stream.stream.sources import SourceConfig, closing_storage, open_sources
+from alpro_stream.stream.text import Tokenizer
+from alpro_stream.train.distributed import World
+from alpro_stream.train.engine import Engine
+from alpro_stream.train.step import Step
+
+T = TypeVar("T")
+
+_RECALL_AT = (1, 5)
+
+
+class ValidationConfig(Config):
+    """Looks at held-out data while the run goes on."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    """Data sets that are not trained on, as in `stream.sources`."""
+    every: int = Field(default=1000, ge=1)
+    """Steps between two looks; there is one after the last step too."""
+    num_batches: int | None = Field(default=None, ge=0)
+    """Global batches whose losses are averaged, always the same; null takes one pass, 0 leaves them out. Without PEM,
+    whose labels come from the prompter, which is busy with the run."""
+    num_clips: int = Field(default=1000, ge=0)
+    """Most clips of retrieval by VTC, the first of the data sets, with all their captions; 0 leaves it out."""
+    batch_size: int = Field(default=32, ge=1)
+    """Clips or captions that a rank embeds at once."""
+
+
+@dataclass
+class Validator:
+    """See `alpro_stream.train.trainer.Validation`.
+
+    Attributes:
+        every: steps between two looks.
+        config: what to look at.
+        maker: batches of the held-out data.
+        plan: their order.
+        clips: those of retrieval.
+        engine: the model in training.
+        step: how it computes losses.
+        world: the ranks.
+        tokenizer: of the model.
+        num_entities: M of PEM's head, 0 without PEM.
+    """
+
+    every: int
+    config: ValidationConfig
+    maker: BatchMaker
+    plan: Plan | None
+    clips: tuple[StoredClip, ...]
+    engine: Engine
+    step: Step
+    world: World
+    tokenizer: Tokenizer
+    num_entities: int
+
+    def __call__(self) -> dict[str, float]:
+        """``validation/LOSS``, the mean over the batches, and ``validation/text_to_video_r1`` and so on, in percent.
+
+        Raises:
+            AlproError: a held-out clip cannot be read, on this rank or on another.
+        """
+        figures = (self._losses() if self.plan else {}) | (self._retrieval() if self.clips else {})
+        return {f"validation/{name}": value for name, value in figures.items()}
+
+    def _losses(self) -> dict[str, float]:
+        assert self.plan is not None
+        num_batches = self.plan.steps_per_epoch if self.config.num_batches is None else self.config.num_batches
+        sums: dict[str, Tensor] = {}
+        for number in range(num_batches):
+            with self.world.all_or_none("the held-out batches of all ranks"):
+                lanes = lanes_of_rank(self.world.rank, self.world.size, self.plan.num_lanes)
+                batch = self.maker.make(self.plan, number, lanes).to(self.world.device)
+            labels = None
+            if self.num_entities:
+                labels_BM = torch.zeros(len(batch), self.num_entities, device=self.world.device)
+                labels = SoftLabels(labels_BM, torch.zeros_like(batch.valid_B))
+            for name, value in self.step.measure(batch, labels).items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / num_batches
+        sums.pop("loss/pem", None)
+        if not sums:
+            return {}
+        means = self.world.sum(torch.stack(list(sums.values())))
+        return {name.removeprefix("loss/"): value for name, value in zip(sums, means.tolist(), strict=True)}
+
+    def _retrieval(self) -> dict[str, float]:
+        """By the features of the dual encoder; each rank embeds its part of the clips."""
+        model = self.engine.module.model
+        assert isinstance(model, AlproModel | DualEncoder)
+        encoder = model.dual if isinstance(model, AlproModel) else model
+        own = _own_share(self.clips, self.world)
+        size, decoder = self.config.batch_size, self.maker.decoder
+        choice = evenly_spread(self.maker.num_frames, self.maker.config.video)
+        captions = [caption for clip in self.clips for caption in clip.captions]
+        with self.world.all_or_none("the held-out clips of all ranks"), self.engine.evaluating(whole=True):
+            own_feature_VE = embed_videos(encoder, own, choice, decoder, size).feature_VE
+            texts = embed_texts(encoder, _own_share(captions, self.world), self.tokenizer, size).feature_CE
+        feature_VE = self._whole(own_feature_VE, len(self.clips))
+        feature_CE = self._whole(texts, len(captions))
+        truth_C = torch.tensor([number for number, clip in enumerate(self.clips) for _ in clip.captions])
+        scores_CV = (feature_CE @ feature_VE.T).cpu()
+        ranks = {
+            "text_to_video": (text_to_video_ranks(scores_CV, truth_C), len(self.clips)),
+            "video_to_text": (video_to_text_ranks(scores_CV, truth_C), len(captions)),
+        }
+        figures: dict[str, float] = {}
+        for direction, (found, num_candidates) in ranks.items():
+            metrics = retrieval_metrics(found, num_candidates)
+            figures |= {f"{direction}_r{k}": float(getattr(metrics, f"recall_at_{k}")) for k in _RECALL_AT}
+            figures[f"{direction}_median_rank"] = float(metrics.median_rank)
+        return figures
+
+    def _whole(self, own: Tensor, count: int) -> Tensor:
+        """The rows of all ranks in their order, without those that only filled up."""
+        gathered = self.world.gather(own.clone())
+        return gathered.view(self.world.size, len(own), -1).transpose(0, 1).flatten(0, 1)[:count]
+
+
+def _own_share(items: Sequence[T], world: World) -> list[T]:
+    """Every so manieth item, as many on every rank: the last one again where there are too few."""
+    length = -(-len(items) // world.size)
+    return [items[min(number * world.size + world.rank, len(items) - 1)] for number in range(length)]
+
+
+def open_validation(
+    config: ValidationConfig,
+    stream: StreamConfig,
+    video: VideoEncoderConfig,
+    tokenizer: Tokenizer,
+    num_entities: int,
+    world: World,
+    stack: ExitStack,
+) -> Callable[[Engine, int], Validator]:
+    """Opens the held-out data; the rest is done when the engine is there.
+
+    Args:
+        config: what to look at.
+        stream: of the run, for everything but the sources and augmentation.
+        video: of the model.
+        tokenizer: of the model.
+        num_entities: M of PEM's head, 0 without PEM.
+        world: the ranks.
+        stack: ends what is opened.
+
+    Returns:
+        A function of the engine and its number of micro-batches.
+
+    Raises:
+        AlproError: the data cannot be opened, or are too few.
+    """
+    changes = {"sources": config.sources, "augment": "none", "crop_only_probability": 0.0, "unit": "clip"}
+    stream = stream.model_copy(update=changes)
+    storage = stack.enter_context(closing_storage(stream.sources, stream.cache, stream.fetch))
+    sources = open_sources(stream.sources, storage=storage)
+    for source in sources:
+        stack.callback(source.reader.close)
+    max_frames = max(stream.global_batch // world.size, config.batch_size) * video.num_frames
+    device_id = world.local_rank if world.device.type == "cuda" else None
+    decoder = build_clip_decoder(stream.decode, video.image_size, max_frames, device_id)
+    maker = BatchMaker(stream, sources, tokenizer, decoder, video.num_frames, video.image_size, video.patch_size)
+    stack.callback(maker.close)
+    try:
+        plan = None if config.num_batches == 0 else make_plan(stream, sources)
+    except PlanError as error:
+        raise ConfigError(f"validation: {error}; validation.num_batches=0 leaves its losses out") from error
+    clips = tuple(stored_clips(sources)[: config.num_clips])
+    if len(clips) == 1:
+        raise ConfigError("validation.sources hold 1 clip, of which retrieval can tell nothing; 2 are needed at least")
+
+    def with_engine(engine: Engine, num_micro_batches: int) -> Validator:
+        step = Step(engine, world, num_micro_batches, stream.seed)
+        return Validator(config.every, config, maker, plan, clips, engine, step, world, tokenizer, num_entities)
+
+    return with_engine

@@ -1,0 +1,117 @@
+"""Which rank is missing: each rank answers the others on a socket of its own, also while it trains.
+
+A collective that fails tells that some rank is gone or late, not which. The process group cannot be asked: its store
+ends with the first rank. A thread answers here as long as its process lives and runs.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from enum import Enum
+
+# A thread has no say for as long as a call into C holds the interpreter's lock.
+_PATIENCE_S = 3.0
+# Ranks that wait for the same one lose patience one shortly after the other, and whoever ends first must not be taken
+# for the cause by the next.
+_LINGER_S = 5.0
+_POLL_S = 0.1
+
+
+class State(Enum):
+    """What a rank that was asked does; the value is what is said of it."""
+
+    WAITING = "waits too"
+    BUSY = "is at work and not there yet; raise train.timeout_s if it is only slow"
+    SILENT = "does not answer: it is stopped, or its machine hangs"
+    GONE = "has ended: it was killed (out of memory, perhaps), or its own message says why"
+
+
+def describe(states: Mapping[int, State]) -> str:
+    """Who is missing and why; empty where all ranks that were asked wait.
+
+    Args:
+        states: of the other ranks.
+    """
+    # Where some are gone, those at work are merely about to notice.
+    worst = (State.GONE, State.SILENT) if {State.GONE, State.SILENT} & {*states.values()} else (State.BUSY,)
+    return "; ".join(f"rank {rank} {state.value}" for rank, state in sorted(states.items()) if state in worst)
+
+
+class RollCall:
+    """Answers other ranks until the process ends, and asks them.
+
+    Attributes:
+        address: where this one is asked, as (host, port).
+        addresses: of all ranks, by rank; given once they are known.
+        waiting: whether this rank waits for the others, which is its answer.
+    """
+
+    def __init__(self) -> None:
+        # Reached as the first rank reaches it; no other network sees the port.
+        host = _own_host(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, 0), family=family)
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self.addresses: Sequence[tuple[str, int]] = ()
+        self.waiting = False
+        self._asked_by: set[int] = set()
+        threading.Thread(target=self._answer, name="alpro-roll-call", daemon=True).start()
+
+    def absent(self, rank: int) -> str:
+        """Asks all others, after a collective has failed; see `describe`.
+
+        Args:
+            rank: of this process.
+        """
+        self.waiting = True
+        others = [other for other in range(len(self.addresses)) if other != rank]
+        until = time.monotonic() + _LINGER_S
+        with ThreadPoolExecutor(max_workers=32) as pool:
+            states = dict(zip(others, pool.map(lambda other: ask(self.addresses[other], rank), others), strict=True))
+            while time.monotonic() < until:
+                # Those that are there and have not asked: about to notice, or what the others wait for.
+                late = [other for other in others if states[other] in (State.WAITING, State.BUSY)]
+                late = [other for other in late if other not in self._asked_by]
+                if not late:
+                    break
+                time.sleep(_POLL_S)
+                busy = [other for other in late if states[other] == State.BUSY]
+                answers = zip(busy, pool.map(lambda other: ask(self.addresses[other], rank), busy), strict=True)
+                # One that was at work, then came too late and ended for it, is the cause as one at work.
+                states |= {other: state for other, state in answers if state != State.GONE}
+        return describe(states)
+
+    def _answer(self) -> None:
+        while True:
+            # One that asked and is gone again must not end the thread.
+            with suppress(OSError, ValueError):
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.settimeout(_PATIENCE_S)
+                    self._asked_by.add(int(connection.recv(16)))
+                    connection.sendall((State.WAITING if self.waiting else State.BUSY).name.encode())
+
+
+def ask(address: tuple[str, int], rank: int) -> State:
+    """What the rank behind an address says to this one, or why it says nothing."""
+    try:
+        with socket.create_connection(address, timeout=_PATIENCE_S) as connection:
+            connection.sendall(str(rank).encode())
+            answer = connection.recv(16).decode()
+    except TimeoutError:
+        return State.SILENT
+    except OSError:
+        return State.GONE
+    return State[answer] if answer else State.GONE
+
+
+def _own_host(other: str) -> str:
+    """The address of this machine from which another is reached; nothing is sent."""
+    family, kind, _, _, address = socket.getaddrinfo(other, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])

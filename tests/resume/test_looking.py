@@ -1,0 +1,147 @@
+"""Rehearsal, validation and divergence in whole runs: looking at a run never changes it."""
+
+import math
+
+import pytest
+import torch
+from dying_runs import assert_same_run, config, metrics_of
+
+import alpro_stream.train.rehearsal
+from alpro_stream.errors import AlproError, ConfigError
+from alpro_stream.run import train
+from alpro_stream.testing.configs import write_corpus
+from alpro_stream.testing.distributed import run_ranks
+from alpro_stream.testing.shards import write_dataset
+from alpro_stream.train.checkpoint import complete_checkpoints
+from alpro_stream.train.metrics import read_metrics
+
+PRELOAD = ["alpro_stream.run"]
+SAME_ON_ALL_RANKS = {"model.text.dropout": 0, "model.video.drop_path": 0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = write_corpus(tmp_path_factory.mktemp("corpus"))
+    write_dataset(root / "held_out", video_shards=(5, 6), image_shards=(9,), size=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrain(corpus, tmp_path_factory):
+    prompter = train(config(corpus, tmp_path_factory.mktemp("prompter"), **{"train.max_steps": 1})).checkpoint
+    return {
+        "task": "pretrain",
+        "prompter.checkpoint": str(prompter),
+        "prompter.placement": "inline",
+        "losses.pem.threshold": 0.1,
+        "train.max_steps": 4,
+    }
+
+
+def validated(corpus, **changes):
+    return {"validation": {"sources": [{"path": str(corpus / "held_out")}], "every": 2, **changes}}
+
+
+def without_validation(run_dir):
+    return [
+        {name: value for name, value in line.items() if not name.startswith("validation/")}
+        for line in metrics_of(run_dir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(corpus, pretrain, tmp_path_factory):
+    run = config(corpus, tmp_path_factory.mktemp("plain"), **pretrain)
+    train(run)
+    return run.run_dir
+
+
+def test_a_rehearsal_leaves_the_run_as_it_was(corpus, pretrain, plain, tmp_path):
+    train(config(corpus, tmp_path, **pretrain, **{"train.rehearsal": True}))
+    assert_same_run(tmp_path, plain)
+
+
+def test_a_rehearsal_makes_a_step_of_each_kind_and_before_anything_is_read(corpus, pretrain, tmp_path, monkeypatch):
+    kinds = []
+
+    def rehearsed(module, batches, num_entities, *rest):
+        kinds.extend((batch.kind, batch.frames_BTHWC.shape[1], num_entities > 0) for batch in batches)
+        raise AlproError("does not fit")
+
+    monkeypatch.setattr("alpro_stream.run.rehearse", rehearsed)
+    with pytest.raises(AlproError, match="does not fit"):
+        train(config(corpus, tmp_path, **pretrain, **{"train.rehearsal": True}))
+    assert kinds == [("video", 2, True), ("image", 1, True)]
+    assert read_metrics(tmp_path) == []
+
+
+def test_what_does_not_fit_says_what_to_change(corpus, pretrain, tmp_path, monkeypatch):
+    """Memory of a GPU, which is not here: its error is."""
+
+    class Full(alpro_stream.train.rehearsal.Step):
+        def train(self, *arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+    monkeypatch.setattr("alpro_stream.train.rehearsal.Step", Full)
+    with pytest.raises(AlproError, match=r"a step of 8 samples a rank does not fit.*2\.00 GiB.*num_micro_batches"):
+        train(config(corpus, tmp_path, **pretrain, **{"train.rehearsal": True}))
+
+
+def test_validation_leaves_the_run_as_it_was_and_is_written(corpus, pretrain, plain, tmp_path):
+    train(config(corpus, tmp_path, **pretrain, **validated(corpus), **{"train.log_every": 1}))
+    assert without_validation(tmp_path) == metrics_of(plain)
+    lines = read_metrics(tmp_path)
+    assert ["validation/vtc" in line for line in lines] == [False, True, False, True]
+    names = {name.removeprefix("validation/") for name in lines[1] if name.startswith("validation/")}
+    directions = ("text_to_video", "video_to_text")
+    figures = {f"{direction}_{what}" for direction in directions for what in ("r1", "r5", "median_rank")}
+    assert names == {"vtc", "vtm", "mlm"} | figures
+    assert all(math.isfinite(value) for name, value in lines[1].items() if name.startswith("validation/"))
+    assert lines[1]["validation/vtc"] != lines[3]["validation/vtc"]
+
+
+def validation_of_ranks(corpus, run_dir, changes):
+    train(config(corpus, run_dir, **changes))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_any_number_of_ranks_finds_the_same(corpus, pretrain, tmp_path, stage):
+    """20 clips on 2 ranks, and 7 of them, of which one rank has one less."""
+    for num_clips in (1000, 7):
+        changes = {**pretrain, **SAME_ON_ALL_RANKS, **validated(corpus, num_clips=num_clips), "train.max_steps": 2}
+        changes["train.engine.zero_stage"] = stage
+        one, two = tmp_path / f"one-{num_clips}", tmp_path / f"two-{num_clips}"
+        train(config(corpus, one, **changes))
+        run_ranks(validation_of_ranks, 2, corpus, two, changes, preload=PRELOAD)
+        found, expected = read_metrics(two)[-1], read_metrics(one)[-1]
+        names = [name for name in expected if name.startswith("validation/")]
+        assert len(names) == 9
+        for name in names:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_validation_can_be_of_losses_or_of_retrieval_alone(corpus, tmp_path):
+    for number, (changes, names) in enumerate([({"num_clips": 0}, {"vtc"}), ({"num_batches": 0}, None)]):
+        run = config(corpus, tmp_path / str(number), **validated(corpus, **changes), **{"train.max_steps": 2})
+        train(run)
+        found = {name.removeprefix("validation/") for name in read_metrics(run.run_dir)[-1] if "validation/" in name}
+        assert found == names if names else "vtc" not in found and "text_to_video_r1" in found
+
+
+def test_held_out_data_that_are_too_few_are_refused_before_training(corpus, tmp_path):
+    write_dataset(corpus / "few", video_shards=(1,), image_shards=(), size=64)
+    few = {"validation": {"sources": [{"path": str(corpus / "few")}]}}
+    with pytest.raises(ConfigError, match=r"validation: .*validation\.num_batches=0 leaves its losses out"):
+        train(config(corpus, tmp_path, **few))
+    few["validation"]["num_batches"] = 0
+    with pytest.raises(ConfigError, match=r"validation\.sources hold 1 clip"):
+        train(config(corpus, tmp_path, **few))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_or_is_said(corpus, tmp_path, caplog):
+    broken = {"train.optimizer.learning_rate": 1e30, "train.max_steps": 4, "train.checkpoint_every": 1}
+    with pytest.raises(AlproError, match=r"step \d cannot be used: .* is (nan|inf).*stream\.skip_steps=\[\["):
+        train(config(corpus, tmp_path / "stop", **broken))
+    train(config(corpus, tmp_path / "warn", **broken, **{"train.divergence.on_nan": "warn"}))
+    assert len(read_metrics(tmp_path / "warn")) == 4
+    assert len(complete_checkpoints(tmp_path / "stop")) < 4
