@@ -99,7 +99,8 @@ def rehearse(
             if num_entities:
                 labels_BM = torch.full((size, num_entities), 1 / num_entities, device=world.device)
                 labels = SoftLabels(labels_BM, torch.ones(size, dtype=torch.bool, device=world.device))
-            step.train(batch.to(world.device), labels, optimizer.learning_rate)
+            with world.waiting("the rehearsed step of all ranks", at_work=True):
+                step.train(batch.to(world.device), labels, optimizer.learning_rate)
     except torch.OutOfMemoryError as error:
         raise AlproError(
             f"a step of {size} samples a rank does not fit into the GPU's memory ({str(error).splitlines()[0]}); "

@@ -273,7 +273,8 @@ class Trainer:
 
     def _train_step(self, batch: Batch, labels: SoftLabels | None, rate: float) -> dict[str, Tensor]:
         """Makes the step; returns this rank's share of each global value."""
-        values = self._step.train(batch, labels, rate)
+        with self._parts.world.waiting("the step of all ranks", at_work=True):
+            values = self._step.train(batch, labels, rate)
         values["quarantined"] = torch.tensor(float(batch.num_quarantined), device=self._parts.world.device)
         if labels:
             values |= label_sums(labels, batch.valid_B, self._parts.ignore_rule)
