@@ -95,18 +95,25 @@ class VideoEncoder(nn.Module):
             assert isinstance(block, SpaceTimeBlock)
             block.start_time_as_identity()
 
-    def forward(self, video_BTCHW: Tensor) -> Tensor:
+    def forward(self, video_BTCHW: Tensor, only_cls: bool = False) -> Tensor:
         """Encodes normalised clips, or images as clips of one frame (`VideoEncoderConfig.still`).
 
         Args:
             video_BTCHW: pixels after `alpro_stream.model.pixels.normalise`; T is `num_frames`, or 1 for images.
+            only_cls: see `forward_cls`.
 
         Returns:
-            tokens_BND: CLS first, then the patches row by row.
+            tokens_BND: CLS first, then the patches row by row; N is 1 with `only_cls`.
 
         Raises:
             ConfigError: the clip has another size or number of frames than configured.
         """
+        if only_cls:
+            *blocks, last = self.blocks
+            assert isinstance(last, SpaceTimeBlock)
+            patches_BTPD, cls_B1D = self._run(video_BTCHW, blocks)
+            cls: Tensor = self.norm(last.forward_cls(patches_BTPD, cls_B1D))
+            return cls
         patches_BTPD, cls_B1D = self._run(video_BTCHW, self.blocks)
         # Normalisation comes before the mean over frames, as in the published model; the two do not commute.
         return torch.cat([self.norm(cls_B1D), self.norm(patches_BTPD).mean(dim=1)], dim=1)
@@ -116,12 +123,9 @@ class VideoEncoder(nn.Module):
 
         The last block then computes of the patches only what CLS reads.
         """
-        *blocks, last = self.blocks
-        assert isinstance(last, SpaceTimeBlock)
-        patches_BTPD, cls_B1D = self._run(video_BTCHW, blocks)
-        cls_B1D = last.forward_cls(patches_BTPD, cls_B1D)
-        cls_BD: Tensor = self.norm(cls_B1D)[:, 0]
-        return cls_BD
+        # By a call, for which ZeRO 3 has the parameters there; so do the blocks.
+        cls_B1D: Tensor = self(video_BTCHW, only_cls=True)
+        return cls_B1D[:, 0]
 
     def embed(self, video_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Patch tokens with their position and time, and the CLS token, which has a position only.
@@ -180,10 +184,14 @@ class SpaceTimeBlock(nn.Module):
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 
-    def forward(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the patches and CLS after the three residual branches."""
+    def forward(self, patches_BTPD: Tensor, cls_B1D: Tensor, only_cls: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns the patches and CLS after the three residual branches; with `only_cls` CLS is what counts."""
         patches_BTPD = patches_BTPD + self.drop_path(self._over_time(patches_BTPD))
         tokens_RND = self._frames_with_cls(patches_BTPD, cls_B1D)
+        if only_cls:
+            update_BT1D = self.drop_path(self.attn(tokens_RND, num_asking=1).view(*patches_BTPD.shape[:2], 1, -1))
+            cls_B1D = cls_B1D + update_BT1D.mean(dim=1)
+            return patches_BTPD, cls_B1D + self.drop_path(self.mlp(self.norm2(cls_B1D)))
         update_BTND = self.drop_path(self.attn(tokens_RND).view(*patches_BTPD.shape[:2], *tokens_RND.shape[1:]))
         patches_BTPD = patches_BTPD + update_BTND[:, :, 1:]
         cls_B1D = cls_B1D + update_BTND[:, :, :1].mean(dim=1)
@@ -193,11 +201,7 @@ class SpaceTimeBlock(nn.Module):
 
     def forward_cls(self, patches_BTPD: Tensor, cls_B1D: Tensor) -> Tensor:
         """CLS of `forward` alone: in space only CLS asks, and only CLS goes through the MLP."""
-        patches_BTPD = patches_BTPD + self.drop_path(self._over_time(patches_BTPD))
-        tokens_RND = self._frames_with_cls(patches_BTPD, cls_B1D)
-        update_BT1D = self.drop_path(self.attn(tokens_RND, num_asking=1).view(*patches_BTPD.shape[:2], 1, -1))
-        cls_B1D = cls_B1D + update_BT1D.mean(dim=1)
-        after: Tensor = cls_B1D + self.drop_path(self.mlp(self.norm2(cls_B1D)))
+        after: Tensor = self(patches_BTPD, cls_B1D, only_cls=True)[1]
         return after
 
     def _over_time(self, patches_BTPD: Tensor) -> Tensor:

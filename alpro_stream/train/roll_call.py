@@ -59,7 +59,7 @@ class RollCall:
         self.addresses: Sequence[tuple[str, int]] = ()
         self.waiting = False
         self._asked_by: set[int] = set()
-        threading.Thread(target=self._answer, name="alpro-roll-call", daemon=True).start()
+        threading.Thread(target=self._answer, name="roll-call", daemon=True).start()
 
     def absent(self, rank: int) -> str:
         """Asks all others, after a collective has failed; see `describe`.

@@ -87,6 +87,7 @@ def records(runs):
         return [
             *pairs(checkpoint, FAST),
             Case("prompter", {"train.engine.zero_stage": 1, "train.engine.num_micro_batches": 2}),
+            Case("prompter 3", {"train.engine.zero_stage": 3}),
             Case("only vtm", pretrain(checkpoint, 2, 2, **only_vtm)),
             Case("dropout", pretrain(checkpoint, 1, 2, **dropout)),
             Case("nothing kept", pretrain(checkpoint, 1, 1, **nothing_kept)),
@@ -118,6 +119,7 @@ COMPARED = [
         for stage, num_micro in SLOW
     ),
     (2, "prompter", "prompter"),
+    (2, "prompter 3", "prompter"),
     (2, "only vtm", "only vtm"),
     (2, "nothing kept", "nothing kept"),
 ]

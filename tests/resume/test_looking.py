@@ -104,20 +104,20 @@ def validation_of_ranks(corpus, run_dir, changes):
     train(config(corpus, run_dir, **changes))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_any_number_of_ranks_finds_the_same(corpus, pretrain, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "num_clips"), [(1, 1000), (3, 7)])
+def test_any_number_of_ranks_finds_the_same(corpus, pretrain, tmp_path, stage, num_clips):
     """20 clips on 2 ranks, and 7 of them, of which one rank has one less."""
-    for num_clips in (1000, 7):
-        changes = {**pretrain, **SAME_ON_ALL_RANKS, **validated(corpus, num_clips=num_clips), "train.max_steps": 2}
-        changes["train.engine.zero_stage"] = stage
-        one, two = tmp_path / f"one-{num_clips}", tmp_path / f"two-{num_clips}"
-        train(config(corpus, one, **changes))
-        run_ranks(validation_of_ranks, 2, corpus, two, changes, preload=PRELOAD)
-        found, expected = read_metrics(two)[-1], read_metrics(one)[-1]
-        names = [name for name in expected if name.startswith("validation/")]
-        assert len(names) == 9
-        for name in names:
-            assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    changes = {**pretrain, **SAME_ON_ALL_RANKS, **validated(corpus, num_clips=num_clips), "train.max_steps": 2}
+    changes["train.engine.zero_stage"] = stage
+    one, two = tmp_path / f"one-{num_clips}", tmp_path / f"two-{num_clips}"
+    # In a process of its own: ZeRO 3 leaves traces in torch, which other tests would find.
+    run_ranks(validation_of_ranks, 1, corpus, one, changes, preload=PRELOAD)
+    run_ranks(validation_of_ranks, 2, corpus, two, changes, preload=PRELOAD)
+    found, expected = read_metrics(two)[-1], read_metrics(one)[-1]
+    names = [name for name in expected if name.startswith("validation/")]
+    assert len(names) == 9
+    for name in names:
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
 def test_validation_can_be_of_losses_or_of_retrieval_alone(corpus, tmp_path):

@@ -169,7 +169,8 @@ def test_a_page_of_something_else_is_refused(checkpoint, corpus, capsys):
 
 def test_another_version_of_the_program_costs_what_it_wrote_alone(run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
-    change(copy / "checkpoints/step-000004/config.yaml", "checkpoint_every", "checkpoint_often")
+    for file in ("checkpoints/step-000004/config.yaml", "config.yaml"):
+        change(copy / file, "checkpoint_every", "checkpoint_often")
     change(copy / "checkpoints/step-000004/state.json", '"format_version": ', '"format_version": 9')
     page = write_training_page(copy)
     assert "checkpoint_often: 2" in section(page, "setup")
