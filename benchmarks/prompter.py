@@ -43,9 +43,9 @@ from alpro_stream.prompter.labels import Labeller
 from alpro_stream.stream.batch import Batch
 from alpro_stream.train.rehearsal import made_up_batch
 from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.step import NUM_ENTITIES, NUM_TOKENS, VOCAB_SIZE
 from benchmarks.timing import wait_for_device
 
-NUM_TOKENS, VOCAB_SIZE, NUM_ENTITIES = 30, 30522, 1000
 STEPS_OF_A_SAMPLE = 3
 FEWEST_SPARE_CORES = 4
 # Over fewer, what an allocator takes or gives back once looks like a slope.

@@ -141,7 +141,7 @@ class Validator:
 
 
 def _own_share(items: Sequence[T], world: World) -> list[T]:
-    """Every so manieth item, as many on every rank: the last one again where there are too few."""
+    """Every n-th item for n ranks, as many on each of them: the last one again where there are too few."""
     length = -(-len(items) // world.size)
     return [items[min(number * world.size + world.rank, len(items) - 1)] for number in range(length)]
 
