@@ -2,20 +2,21 @@
 
 The rows from `step` to `rest` are the trainer's; the parts add up to the step. The rows `beside: ...` run at the same
 time and cost the trainer only what it waits, and the cores they share with it. Limits, measured in the same sitting: a
-plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate), and Pillow on
-bytes in memory for `decode`.
+plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate), and
+libjpeg-turbo on bytes in memory, in as many threads as the loader has workers, for `decode`.
+
+`data wait at base size` is the share of a step of the published model in which it waits for the same stream.
 """
 
 import argparse
-import io
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import simplejpeg
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from alpro_stream.config import load_config
@@ -28,18 +29,18 @@ from alpro_stream.losses.objective import (
     count_local,
     same_pairs,
 )
-from alpro_stream.model.alpro import AlproModel, Heads
+from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
 from alpro_stream.run import RunConfig, run_entities, train
-from alpro_stream.shards.reader import ShardReader
 from alpro_stream.stream.batch import Batch
-from alpro_stream.stream.dali import DaliDecoder
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.sources import open_sources
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.engine import Engine
+from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.restore import ensure_bank, load_labeller
-from benchmarks.harness import Measurement, Row, main
+from benchmarks.harness import Measurement, Row, Target, main
+from benchmarks.step import SMALL
 from benchmarks.timing import Stopwatch, matrix_product_rate, repeat
 
 CONFIG = "configs/demo/pretrain.yaml"
@@ -57,11 +58,9 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
             watch.on(Engine, "__call__", "forward")
             watch.on(Engine, "backward", "backward")
             watch.on(Engine, "step", "update")
-            watch.on(BatchMaker, "make", "batch", keep=True)
-            watch.on(ShardReader, "read", "read")
-            watch.on(DaliDecoder, "decode", "decode")
+            watch.on(BatchMaker, "finish", "batch", keep=True)
             train(config)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(Path(folder))
     steps = [line["step_s"] for line in lines]
     waits = {
         what: [step * line[f"{what}_wait_percent"] / 100 for step, line in zip(steps, lines, strict=True)]
@@ -72,6 +71,10 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     rest = [step - part for step, part in zip(steps, known, strict=True)]
     batch: Batch = watch.kept["batch"][-1]
     limits = Limits(config, batch)
+    stages = {
+        name: [step * line[f"stream/{name}_percent"] / 100 for step, line in zip(steps, lines, strict=True)]
+        for name in ("read", "decode", "text")
+    }
     shown = [
         _row("step", steps, limits.forward_s + limits.backward_s),
         _row("forward", parts["forward"], limits.forward_s),
@@ -80,13 +83,26 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         _row("data wait", waits["data"]),
         _row("prompter wait", waits["prompter"]),
         _row("rest", rest),
-        _row("beside: batch", watch.seconds["batch"]),
-        _row("beside: read", _per_step(watch.seconds["read"], num_steps)),
-        _row("beside: decode", watch.seconds["decode"], limits.decode_s),
+        _row("beside: read", stages["read"]),
+        _row("beside: decode", stages["decode"], limits.decode_s),
+        _row("beside: text", stages["text"]),
         _row("beside: labels", limits.labels, limits.labels_s),  # By themselves, with all threads.
     ]
     rate = Measurement(tuple(config.stream.global_batch / step for step in steps[WARMUP_STEPS:]))
-    return [*shown, Row.of("throughput", rate, "clips/s")]
+    return [*shown, Row.of("throughput", rate, "clips/s"), base_size_row(arguments)]
+
+
+def base_size_row(arguments: argparse.Namespace) -> Row:
+    """The published model on the demo's clips, without PEM: its prompter would have to be trained at this size."""
+    num_steps = 2 if arguments.quick else 5
+    with tempfile.TemporaryDirectory(prefix="alpro-bench-") as folder:
+        overrides = [f"run_dir={folder}", f"train.max_steps={num_steps}", "train.checkpoint_every=1000000"]
+        overrides += ["stream.global_batch=4", "start_from=null", "losses.pem.weight=0", "train.rehearsal=false"]
+        demo = load_config(RunConfig, CONFIG, [*overrides, *arguments.overrides])
+        train(demo.model_copy(update={"model": SMALL if arguments.quick else ModelConfig(), "prompter": None}))
+        # The first step waits for everything to start.
+        shares = [line["data_wait_percent"] / 100 for line in read_metrics(Path(folder))[1:]]
+    return Row.of("data wait at base size", Measurement(tuple(shares)), "of the step", target=Target(at_most=0.01))
 
 
 class Limits:
@@ -105,7 +121,7 @@ class Limits:
             labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
         self.labels_s = counter.get_total_flops() / rate
         self.labels = repeat(lambda: labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind), 12)
-        self.decode_s = pillow_seconds(config, num_frames=len(batch) * batch.frames_BTHWC.shape[1])
+        self.decode_s = jpeg_seconds(config, num_frames=len(batch) * batch.frames_BTHWC.shape[1])
 
 
 def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]:
@@ -126,15 +142,16 @@ def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]
         return forward, counter.get_total_flops() - forward
 
 
-def pillow_seconds(config: RunConfig, num_frames: int) -> float:
-    """Seconds to decode so many stored frames from memory, one after the other, whole and without cropping."""
+def jpeg_seconds(config: RunConfig, num_frames: int) -> float:
+    """Seconds in which libjpeg-turbo decodes so many stored frames from memory, whole, in a thread a worker."""
     source = open_sources(config.stream.sources)[0]
     shard = source.shards[0].name
     jpegs: list[bytes] = []
     for slot in range(source.shards[0].num_samples):
         jpegs += source.reader.read(shard, slot, source.reader.frame_members(shard, slot)[:4])
     jpegs = (jpegs * (num_frames // len(jpegs) + 1))[:num_frames]
-    return statistics.median(repeat(lambda: [Image.open(io.BytesIO(jpeg)).load() for jpeg in jpegs], 12))
+    with ThreadPoolExecutor(config.stream.decode.num_workers) as pool:
+        return statistics.median(repeat(lambda: [*pool.map(simplejpeg.decode_jpeg, jpegs)], 12))
 
 
 def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:

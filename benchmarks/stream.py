@@ -7,6 +7,7 @@ The peers need `make peers`. Measured on the example clips, or with `--clips FOL
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -101,6 +102,8 @@ def _peer_commands(clips: Corpus, names: Sequence[str]) -> dict[str, list[str]]:
     run = [str(_PEERS_PYTHON), str(_PEERS / "run.py")]
     data = clips.home / "peers"
     if not data.is_dir():
+        if shutil.which("ffmpeg") is None:
+            raise AlproError("the ffmpeg command is not installed, and videos are encoded again with it for the peers")
         aside = data.with_name("peers.partial")
         inputs = ["--source", str(clips.folder.resolve()), "--shards", str(make_shards(clips))]
         subprocess.run([*run, "prepare", *inputs, "--data", str(aside)], check=True)

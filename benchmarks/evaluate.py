@@ -1,0 +1,101 @@
+"""What VTM of all pairs costs, and re-ranking beside it: `python benchmarks/evaluate.py`.
+
+1,000 captions by 1,000 videos of a tiny untrained model, from the outputs of its encoders to metrics in both
+directions; they are made up, as time does not depend on what they are. Exact and re-ranked take turns.
+
+Whether re-ranking finds the same needs a trained model: that of `make demo`, on its own clips, where it was made. They
+are few: of 26 videos, k = 16 leaves out 10, so it is asked with k = 4 too.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+
+from alpro_stream.config import load_config, validate
+from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings
+from alpro_stream.evaluate.features import Features
+from alpro_stream.evaluate.ranking import metrics_both_ways
+from alpro_stream.evaluate.retrieval import EvaluateConfig, evaluate
+from alpro_stream.evaluate.scoring import Scoring, score_all
+from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
+from alpro_stream.testing.configs import TINY_MODEL
+from alpro_stream.train.distributed import World
+from benchmarks.harness import Measurement, Row, Target, main, measure
+
+TOP_K, FEW = 16, 4
+BATCH, TEXT_LENGTH, VOCAB_SIZE = 256, 12, 100
+DEMO = Path("runs/demo/pretrain")
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
+    """Times both ways of scoring; then compares what they find."""
+    size = 300 if arguments.quick else 1000
+    exact, reranked = _variants(size)
+    found = measure({"exact": exact, "rerank": reranked}, repetitions=1 if arguments.quick else 3, warmup=0)
+    rates = Measurement(tuple(size * size / seconds for seconds in found["exact"].samples))
+    times = zip(found["exact"].samples, found["rerank"].samples, strict=True)
+    faster = Measurement(tuple(one / other for one, other in times))
+    # With fewer queries each has a larger share of all pairs: nothing is promised then.
+    target = None if arguments.quick else Target(at_least=20)
+    return [
+        Row.of(f"exact, {size:,} x {size:,}", found["exact"], "s"),
+        Row.of(f"re-ranked, k = {TOP_K}", found["rerank"], "s"),
+        Row.of("exact", rates, "pairs/s"),
+        Row.of("re-ranked over exact", faster, "x", target=target),
+        *_recall_rows(),
+    ]
+
+
+def _variants(size: int) -> tuple[Callable[[], float], Callable[[], float]]:
+    """Exact and re-ranked scoring of the same features, both giving seconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    sizes = validate(ModelConfig, TINY_MODEL, source="benchmarks/evaluate.py")
+    model = AlproModel(sizes, VOCAB_SIZE, Heads(vtm=True)).eval().to(device)
+    width, num_tokens = sizes.text.width, 1 + (sizes.video.image_size // sizes.video.patch_size) ** 2
+    features = normalize(torch.randn(2, size, sizes.projection_size, device=device), dim=2)
+    videos = VideoEmbeddings(torch.randn(size, num_tokens, width, device=device), features[0])
+    mask_CL = torch.ones(size, TEXT_LENGTH, dtype=torch.int64, device=device)
+    texts = TextEmbeddings(torch.randn(size, TEXT_LENGTH, width, device=device), mask_CL, features[1])
+    alone, truth_C = World(0, 0, 1, device), torch.arange(size)
+
+    def seconds(top_k: int | None) -> float:
+        started = time.perf_counter()
+        how = Scoring(("vtm",), top_k, batch_size=BATCH)
+        scores = score_all(model, Features(videos, texts), size, size, how, alone)
+        metrics_both_ways(scores["vtm"], truth_C)
+        return time.perf_counter() - started
+
+    return lambda: seconds(None), lambda: seconds(TOP_K)
+
+
+def _recall_rows() -> list[Row]:
+    """R@1 of exact and re-ranked VTM of the demo's model; none where it was not made."""
+    if not DEMO.is_dir():
+        print(f"no {DEMO}: `make demo` makes the trained model on which recall is compared")
+        return []
+    with tempfile.TemporaryDirectory(prefix="alpro-bench-") as folder:
+        own = [f"out={folder}/out", f"cache_dir={folder}/cache", "scores=[vtm]"]
+        exact, *others = (
+            evaluate(load_config(EvaluateConfig, "configs/demo/evaluate.yaml", [*own, *overrides]))
+            for overrides in ([], *(["mode=rerank", f"top_k={top_k}"] for top_k in (TOP_K, FEW)))
+        )
+    rows = []
+    for way, figures in exact["metrics"]["vtm"].items():
+        counts = {name: float(figures[name]) for name in ("num_queries", "num_candidates")}
+        name = f"R@1 of the demo, {way.replace('_', ' ')}"
+        rows.append(Row(name=f"{name}, exact", value=figures["recall_at_1"], unit="%", details=counts))
+        for top_k, result in zip((TOP_K, FEW), others, strict=True):
+            lost = abs(result["metrics"]["vtm"][way]["recall_at_1"] - figures["recall_at_1"])
+            target = Target(at_most=0.5) if top_k == TOP_K else None
+            rows.append(Row(name=f"{name}, off by, k = {top_k}", value=lost, unit="points", target=target))
+    return rows
+
+
+if __name__ == "__main__":
+    main("evaluate", rows)
