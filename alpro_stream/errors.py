@@ -11,8 +11,22 @@ decoding ended the process it ran in.
 """
 
 
+Fault = Literal["configuration", "data", "hardware", "bug"]
+"""Where to look after an error, and whether the same command may succeed when it is given again.
+
+configuration: what was asked for does not fit together; data: what is trained on; hardware: a machine, a process, a
+disk or a network failed, or is too slow, which may be gone at the next attempt; bug: everything else.
+"""
+
+
 class AlproError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    Attributes:
+        fault: where to look.
+    """
+
+    fault: Fault = "configuration"
 
 
 class ConfigError(AlproError):
@@ -22,9 +36,13 @@ class ConfigError(AlproError):
 class ManifestError(AlproError):
     """A manifest that cannot be read at all (a single bad row is a rejected row, not an error)."""
 
+    fault: Fault = "data"
+
 
 class MediaError(AlproError):
     """A video or an image that gives no frames."""
+
+    fault: Fault = "data"
 
 
 class UnreadableError(MediaError):
@@ -41,14 +59,25 @@ class FetchError(MediaError):
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
         self.transient = transient
+        self.fault = "hardware" if transient else "data"
 
 
 class ShardError(AlproError):
     """A shard, an index or a data set description that is missing, damaged or of another format."""
 
+    fault: Fault = "data"
+
+
+class WriteError(ShardError):
+    """Shards that cannot be written: a full or broken disk, a folder that is not one's own."""
+
+    fault: Fault = "hardware"
+
 
 class DataError(AlproError):
     """A sample that cannot be turned into a batch; the message starts with ``shard:slot key``."""
+
+    fault: Fault = "data"
 
 
 class SampleError(DataError):
@@ -79,5 +108,39 @@ class CheckpointError(AlproError):
     """A checkpoint that is missing, incomplete or belongs to another run."""
 
 
-class PrompterError(AlproError):
-    """The prompter process died, stalled or does not fit the run."""
+class SaveError(CheckpointError):
+    """A checkpoint that could not be written."""
+
+    fault: Fault = "hardware"
+
+
+class DivergenceError(AlproError):
+    """A loss that is not a number, or has jumped."""
+
+    fault: Fault = "data"
+
+
+class ProcessError(AlproError):
+    """A process that is gone, hangs or could not be started."""
+
+    fault: Fault = "hardware"
+
+
+class PrompterError(ProcessError):
+    """The prompter process died or stalled."""
+
+
+class RankError(ProcessError):
+    """Another rank is gone, or was not there in time."""
+
+
+class OtherRankError(AlproError):
+    """Another rank failed, and this one ends with it.
+
+    Attributes:
+        fault: of that rank's own error.
+    """
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault

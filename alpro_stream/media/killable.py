@@ -19,6 +19,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
+from alpro_stream.stacks import take_part
+
 _PR_SET_PDEATHSIG = 1
 # Every library of the process uses one thread: it is one core.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -139,7 +141,10 @@ def connect(arguments: Sequence[str]) -> tuple[Connection, list[int]]:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other one decides, at Ctrl-C too
+    take_part()
+    # Both reach all processes of a run at once (Ctrl-C, Slurm, deepspeed); the other one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)  # crashes are expected, and each would leave a file of all its memory
     return connection, descriptors
 

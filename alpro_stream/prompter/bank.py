@@ -5,10 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alpro_stream.errors import CheckpointError
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.prompter.labels import Kind
 from alpro_stream.prompter.prompts import PROMPT_TOKENS, prompts, templates
@@ -54,12 +57,28 @@ def write_bank(encoder: DualEncoder, tokenizer: Tokenizer, entities: Sequence[st
     for kind in _KINDS:
         banks[kind] = build_bank(encoder, tokenizer, entities, kind).cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
     # A name of its own: where nodes share no file system to run in, each may be writing it.
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(banks, aside)
     aside.rename(path)
 
 
+def _remove_leftovers(directory: Path) -> None:
+    """Of processes that were killed while they wrote."""
+    for file in directory.glob(".prompt_bank-*"):
+        writer = file.suffix.removeprefix(".")
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            file.unlink(missing_ok=True)
+
+
 def load_bank(path: Path) -> dict[str, Tensor]:
-    """The banks (M, E) by kind, mapped from the file."""
-    return dict(load_file(path))
+    """The banks (M, E) by kind, mapped from the file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): remove it, and it is made again") from error

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -31,16 +32,16 @@ class PrompterConfig(Config):
     """A file of entities to use in place of the sources' own."""
     placement: Literal["process", "inline"] = "process"
     """A process beside each rank, or in the trainer itself (the same labels, no overlap)."""
-    lookahead: int = Field(default=1, ge=1)
+    lookahead: int = Field(default=1, ge=1, le=64)
     """Batches handed over ahead of the step that needs them."""
-    num_threads: int = Field(default=1, ge=1)
+    num_threads: int = Field(default=1, ge=1, le=1024)
     """torch's threads of the process."""
     precision: Precision = "fp32"
     """bf16 computes the encoder under autocast, for GPUs; similarities and labels are float32 in any case."""
     compile: bool = False
     """torch.compile of the encoder; the first answer of each kind of source then takes a minute or more, for which
     `deadline_s` must leave time."""
-    deadline_s: float = Field(default=120.0, gt=0)
+    deadline_s: float = Field(default=120.0, gt=0, le=86_400)
     """Longest wait for one answer, or for the start."""
 
 
@@ -90,7 +91,7 @@ class PrompterClient:
         frames_shape: (B, T, H, W, C) of this rank's largest batches, those of videos.
         num_entities: M.
         config: lookahead, threads and deadline.
-        log: file for what the process prints.
+        log: file for what the process prints, added to what is there.
         rank: of this trainer, for messages.
         device: of the batches; those of a CUDA device stay on it, others pass through shared memory.
 
@@ -114,7 +115,9 @@ class PrompterClient:
         self._pending: deque[_Pending] = deque()
         self._submitted = 0
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("", encoding="utf-8")
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"--- started {datetime.now().astimezone().isoformat(timespec='seconds')}\n")
+            self._log_start = file.tell()
         # spawn, not fork: the trainer has threads and perhaps a CUDA context.
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -219,12 +222,12 @@ class PrompterClient:
             "run again, it goes on from its last checkpoint" + self._log_tail()
         )
 
-    def _failure(self, its_traceback: str, occasion: str) -> PrompterError:
-        return PrompterError(f"the prompter of {self._who()} failed when {occasion}:\n{its_traceback}")
+    def _failure(self, its_reason: str, occasion: str) -> PrompterError:
+        return PrompterError(f"the prompter of {self._who()} failed when {occasion}: {its_reason}")
 
     def _who(self) -> str:
         return f"rank {self._rank} (pid {self.pid})"
 
     def _log_tail(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        lines = self._log.read_bytes()[self._log_start :].decode("utf-8", errors="replace").splitlines()[-8:]
         return f"\nend of {self._log}:\n  " + "\n  ".join(lines) if lines else ""

@@ -3,7 +3,7 @@
 Protocol, over one pipe (sequence numbers rise by one, a slot is reused only after its answer was taken):
 
     trainer -> service   (sequence, slot, number of samples, of frames, kind), or None to end
-    service -> trainer   ("ready", pid), then ("done", sequence, seconds) or ("failed", traceback)
+    service -> trainer   ("ready", pid), then ("done", sequence, seconds) or ("failed", reason)
 
 On a GPU a request only says that the copy into the slot is on its way: this process's stream waits for the slot's
 event, so that the trainer need not wait for its own stream. An answer says that the labels are there.
@@ -25,8 +25,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alpro_stream.errors import AlproError
 from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.prompter.labels import Labeller
+from alpro_stream.stacks import take_part
 
 _NAMED_MEMORY = Path("/dev/shm")
 
@@ -103,7 +105,10 @@ def serve(
     make_labeller: Callable[[], Labeller], buffers: Buffers, pipe: Connection, num_threads: int, log: Path
 ) -> None:
     """Main function of the process; ends when told to, when the trainer is gone, or with an error sent to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the trainer, which ends this process.
+    take_part()
+    # Both reach all processes of a run at once (Ctrl-C, Slurm, deepspeed); the trainer saves, and then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_trainer, name="alpro-prompter-watch", daemon=True).start()
     _redirect_output(log)
     try:
@@ -127,10 +132,10 @@ def serve(
             pipe.send(("done", sequence, time.perf_counter() - started))
     except (EOFError, ConnectionError):
         pass  # The trainer is gone, killed perhaps; there is nobody left to serve.
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         with suppress(ConnectionError):
-            pipe.send(("failed", traceback.format_exc()))
+            pipe.send(("failed", str(error) if isinstance(error, AlproError) else "\n" + traceback.format_exc()))
 
 
 def _end_with_trainer() -> None:

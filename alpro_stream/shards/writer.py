@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from alpro_stream.errors import ShardError
+from alpro_stream.errors import ShardError, WriteError
 from alpro_stream.manifest import Kind
 from alpro_stream.shards.index import Member, format_index
 from alpro_stream.shards.layout import ShardInfo, index_path, tar_path
@@ -130,8 +130,8 @@ class ShardWriter:
         self._tar.addfile(info, contents)
         return Member(extension, offset, size, name)
 
-    def _explain(self, error: OSError) -> ShardError:
-        return ShardError(f"cannot write {tar_path(self._directory, self._name)}: {error.strerror or error}")
+    def _explain(self, error: OSError) -> WriteError:
+        return WriteError(f"cannot write {tar_path(self._directory, self._name)}: {error.strerror or error}")
 
 
 class _HashingFile:

@@ -41,7 +41,7 @@ class StreamConfig(Config):
     """Steps to leave out on purpose, after a loss spike for example, as pairs: ``[[1200, 1250]]`` leaves out 1200 to
     1249. A run may be given more of them when it goes on; the checkpoint records those that were left out."""
     frames: FramePolicy = "headtail"
-    """Which stored frames a step takes; `headtail` as in published pre-training."""
+    """Which stored frames a step takes; `headtail` as in published pre-training, `random` as in fine-tuning."""
     crop_scale: float = Field(default=0.875, gt=0, le=1)
     """Side of the random window over that of the stored frame; published: 224 of 256."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)

@@ -40,7 +40,7 @@ class DecodeConfig(Config):
     """Most MiB of batches that wait for the step, on each rank; one is always let through."""
     num_processes: int = Field(default=2, ge=1)
     """Processes beside each rank for what may hang or crash a decoder: stored videos, and frames of an unknown kind."""
-    deadline_s: float = Field(default=30.0, gt=0)
+    deadline_s: float = Field(default=30.0, gt=0, le=86_400)
     """Longest time for one sample in such a process, or for a worker's share of a batch; then it is killed. What comes
     to that twice, of a share each frame by itself, is unusable."""
     memory_mb: int = Field(default=2048, ge=200)

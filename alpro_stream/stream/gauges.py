@@ -125,7 +125,8 @@ def bottleneck(figures: Mapping[str, float]) -> str:
     if prompter > data:
         return (
             f"bottleneck: the prompter (the step waits {_percent(prompter)} of its time for soft labels, "
-            f"{_percent(data)} for data): raise prompter.lookahead, or prompter.num_threads on a CPU"
+            f"{_percent(data)} for data): with prompter.placement=process raise prompter.lookahead, or "
+            "prompter.num_threads on a CPU"
         )
     return f"bottleneck: {_slow_stage(data, figures)}"
 

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from alpro_stream.errors import AlproError, Cause
+from alpro_stream.errors import Cause, ProcessError
 from alpro_stream.media.killable import KillableProcess, wait_for, write_all
 from alpro_stream.stream.isolated_process import (
     FrameChoice,
@@ -261,7 +261,7 @@ class _Process(KillableProcess):
         if job.num_attempts < len(_DEADLINE_SHARES):
             return [job]
         if self.is_starting:  # every sample would end like this one, and be taken for a bad one
-            raise AlproError(f"a process for decoding could not be started: {reason}; what it said itself is above")
+            raise ProcessError(f"a process for decoding could not be started: {reason}; what it said itself is above")
         job.error = IsolatedError(cause, f"{reason}, {job.num_attempts} times")
         return []
 

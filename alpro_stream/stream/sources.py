@@ -43,7 +43,7 @@ class SourceConfig(Config):
     """Which of its shards; null makes a source of each kind it has, as a batch holds one kind only (published)."""
     name: str = ""
     """Part of every seed; the kind when it is left empty, and ``name-kind`` when one name covers both kinds."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0)
     """Share of the steps under `mix: weights`."""
     exclude: Place | None = None
     """File with the keys of samples that are not to be used, one a line (`alpro_stream.shards.exclude`)."""

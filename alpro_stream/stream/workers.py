@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from alpro_stream.errors import AlproError, Cause
+from alpro_stream.errors import Cause, ProcessError
 from alpro_stream.media.killable import KillableProcess, wait_for
 from alpro_stream.stream.decode import FrameDecoder, FrameError, FrameRequest
 from alpro_stream.stream.reused import ReusedMemory
@@ -100,7 +100,9 @@ class TurboWorkers(FrameDecoder):
         """Waits until something happens to a worker that has a share of this call."""
         workers = [worker for worker in self._workers if worker.works_on(call)]
         if not workers:
-            raise AlproError("frames were not decoded: their decoder is closed, or its processes could not be started")
+            raise ProcessError(
+                "frames were not decoded: their decoder is closed, or its processes could not be started"
+            )
         talking, late = wait_for(workers)
         for worker in talking:
             try:
@@ -216,7 +218,7 @@ class _Worker(KillableProcess):
             self._num_failed_starts += 1
             if self._num_failed_starts >= _MOST_FAILED_STARTS:
                 self.end()
-                raise AlproError(
+                raise ProcessError(
                     f"a process for decoding could not be started, it {reason}; what it said itself is above"
                 )
         else:

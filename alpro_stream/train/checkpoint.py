@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alpro_stream.errors import AlproError, CheckpointError
+from alpro_stream.errors import AlproError, CheckpointError, RankError, SaveError
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.shards.storage import file_digest
 from alpro_stream.train.distributed import World
@@ -44,15 +44,16 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def publish(run_dir: Path, step: int, world: World, write: Callable[[Path], None], keep: int) -> Path:
+def publish(run_dir: Path, step: int, world: World, writers: Sequence[Callable[[Path], None]], keep: int) -> Path:
     """Writes a checkpoint on all ranks and makes it visible at once.
 
     Args:
         run_dir: directory of the run.
         step: committed steps.
         world: the ranks; each calls this.
-        write: writes into the directory it is given, on every rank. It may wait for the other ranks, so where one
-            rank fails it raises only after all of that.
+        writers: called one after the other on every rank, with the directory to write into; each when all ranks are
+            done with the one before. A writer may wait for the other ranks, so where one rank fails it raises only
+            after all of that.
         keep: complete checkpoints to leave, this one included.
 
     Raises:
@@ -65,8 +66,10 @@ def publish(run_dir: Path, step: int, world: World, write: Callable[[Path], None
             if world.is_first:
                 _remove_unfinished(folder)
                 aside.mkdir(parents=True)
-        with _stage(world, step, folder):
-            write(aside)
+        # One after the other, all ranks each: what gathers from all must not be begun by those alone that have room.
+        for write in writers:
+            with _stage(world, step, folder), world.waiting("what all ranks write", at_work=True):
+                write(aside)
         with _stage(world, step, folder):
             if world.local_rank == 0:
                 _flush(aside)
@@ -79,8 +82,9 @@ def publish(run_dir: Path, step: int, world: World, write: Callable[[Path], None
         if world.is_first:
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    if world.is_first:
-        _remove_old(run_dir, keep)
+    with world.all_or_none():
+        if world.is_first:
+            _remove_old(run_dir, keep)
     return final
 
 
@@ -90,8 +94,10 @@ def _stage(world: World, step: int, folder: Path) -> Iterator[None]:
     with world.all_or_none():
         try:
             yield
+        except RankError:
+            raise
         except Exception as error:  # torch and safetensors have no common base of what a full disk makes them raise.
-            raise CheckpointError(f"checkpoint of step {step} could not be written to {folder}: {error}") from error
+            raise SaveError(f"checkpoint of step {step} could not be written to {folder}: {error}") from error
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -149,12 +155,12 @@ def write_mark(checkpoint: Path, digests: dict[str, str] | None = None) -> None:
                 os.close(descriptor)
 
 
-def check_files(checkpoint: Path, part: str) -> None:
-    """Compares the files in a part of a checkpoint with the digests of its completion mark.
+def check_files(checkpoint: Path, parts: Sequence[str]) -> None:
+    """Compares files of a checkpoint with the digests of its completion mark.
 
     Args:
         checkpoint: its directory.
-        part: a folder in it.
+        parts: files in it, and folders, which end with a slash.
 
     Raises:
         CheckpointError: a file is damaged, missing, or was not there when the checkpoint was completed.
@@ -167,8 +173,10 @@ def check_files(checkpoint: Path, part: str) -> None:
             f"{path} does not hold the digests of the checkpoint's files ({error}), without which none of its engine "
             f"state is loaded; {_remedy(checkpoint)}"
         ) from error
-    expected = {name: digest for name, digest in recorded.items() if name.startswith(f"{part}/")}
-    found = {f"{part}/{name}": digest for name, digest in _digests(checkpoint / part).items()}
+    folders = tuple(part for part in parts if part.endswith("/"))
+    expected = {name: digest for name, digest in recorded.items() if name in parts or name.startswith(folders)}
+    found = {f"{folder}{name}": digest for folder in folders for name, digest in _digests(checkpoint / folder).items()}
+    found |= {name: file_digest(checkpoint / name) for name in parts if (checkpoint / name).is_file()}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise CheckpointError(f"{checkpoint / name} is missing; {_remedy(checkpoint)}")
@@ -232,9 +240,11 @@ def read_state(directory: Path) -> dict[str, Any]:
     """
     path = directory / STATE_FILE
     try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; {_remedy(directory)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds no state of a run; {_remedy(directory)}")
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {state.get('format_version')}, this program reads {FORMAT_VERSION}: go on with "

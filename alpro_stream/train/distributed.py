@@ -2,20 +2,26 @@
 
 import hashlib
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import distributed_c10d as c10d
 
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import AlproError, ConfigError, Fault, OtherRankError, RankError
+from alpro_stream.exit_status import fault_of
+from alpro_stream.train.rendezvous import meet
 from alpro_stream.train.roll_call import RollCall
+from alpro_stream.train.stage import Stage
 
 T = TypeVar("T")
 
@@ -32,6 +38,7 @@ class World:
         control: group for what ranks tell each other on their CPUs; None is the default group.
         timeout_s: longest wait for the others, for messages.
         roll_call: finds out which rank is missing; None where nobody can be asked.
+        stage: what this rank does now.
 
     What a rank does with the others raises an AlproError when they are gone or not there in time.
     """
@@ -43,6 +50,7 @@ class World:
     control: dist.ProcessGroup | None = None
     timeout_s: float = 600.0
     roll_call: RollCall | None = None
+    stage: Stage = field(default_factory=Stage)
 
     @property
     def is_first(self) -> bool:
@@ -116,7 +124,7 @@ class World:
             what: what is waited for, for the error of a rank that waits in vain.
 
         Raises:
-            AlproError: another rank failed; carries that rank's message.
+            OtherRankError: another rank failed; carries that rank's message.
         """
         failure: Exception | None = None
         try:
@@ -133,15 +141,18 @@ class World:
             raise failure
 
     def _vote(self, failure: Exception | None, what: str) -> None:
-        messages: list[str | None] = [None] * self.size
+        failures: list[tuple[str, Fault] | None] = [None] * self.size
         with self.waiting(what):
-            failures = torch.tensor([failure is not None], dtype=torch.int32)
-            dist.all_reduce(failures, group=self.control)
-            if not failures.item():
+            num_failed = torch.tensor([failure is not None], dtype=torch.int32)
+            dist.all_reduce(num_failed, group=self.control)
+            if not num_failed.item():
                 return
-            dist.all_gather_object(messages, None if failure is None else _text(failure), group=self.control)
+            own = None if failure is None else (_text(failure), fault_of(failure))
+            dist.all_gather_object(failures, own, group=self.control)
         if failure is None:
-            raise AlproError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(messages) if text))
+            found = {rank: theirs for rank, theirs in enumerate(failures) if theirs}
+            text = "; ".join(f"rank {rank} failed: {text}" for rank, (text, _) in found.items())
+            raise OtherRankError(text, next(fault for _, fault in found.values()))
 
     @contextmanager
     def waiting(self, what: str, *, at_work: bool = False) -> Iterator[None]:
@@ -152,7 +163,7 @@ class World:
             at_work: this rank computes too, and may be the one that the others wait for.
 
         Raises:
-            AlproError: a rank is gone, or not there in time.
+            RankError: a rank is gone, or not there in time.
         """
         start = time.monotonic()
         if self.roll_call and not at_work:
@@ -162,28 +173,34 @@ class World:
         except RuntimeError as error:
             if not _is_of_a_group(error):
                 raise
-            waited = time.monotonic() - start
+            waited, at = time.monotonic() - start, self.stage.now[0]
+            self.stage.enter("the question which rank is missing")
             absent = self.roll_call.absent(self.rank) if self.roll_call else ""
             cause = absent or (
                 f"another rank was ended, or took longer than train.timeout_s={self.timeout_s:g}. If none of them says "
                 "why, raise train.timeout_s"
             )
-            raise AlproError(
-                f"rank {self.rank} of {self.size} waited {waited:.0f} s for {what}, in vain: {cause} "
+            raise RankError(
+                f"rank {self.rank} of {self.size} waited {waited:.0f} s for {what} at {at}, in vain: {cause} "
                 f"({str(error).partition(chr(10))[0]})"
             ) from error
         if self.roll_call and not at_work:
             self.roll_call.waiting = False
 
 
-def join_world(timeout_s: float) -> World:
+def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType({})) -> World:
     """Joins the process group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Without those variables the process is a world of its own. NCCL is used on GPUs, gloo on CPUs. A process
     group that exists already is used as it is.
 
+    Args:
+        timeout_s: longest wait for the other ranks, now and later.
+        versions: of what must be the same on all ranks, by name.
+
     Raises:
-        AlproError: some of the variables are set and some are missing.
+        ConfigError: some of the variables are set and some are missing; the port is taken; versions differ.
+        RankError: ranks did not come.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
@@ -192,31 +209,46 @@ def join_world(timeout_s: float) -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s)
+        _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s, versions)
     # DeepSpeed insists on the variable, also where there is one rank and no launcher.
     os.environ["LOCAL_RANK"] = str(local_rank)
     # Votes through NCCL would make every step wait for the GPU.
     timeout = timedelta(seconds=timeout_s)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
-    roll_call = _begin_roll_call(dist.get_world_size(), control) if dist.get_world_size() > 1 else None
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call)
+    stage = Stage()
+    roll_call = _begin_roll_call(stage, dist.get_world_size(), control) if dist.get_world_size() > 1 else None
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call, stage)
 
 
-def _start_group(backend: str, rank: int, world_size: int, timeout_s: float) -> None:
+def _start_group(backend: str, rank: int, world_size: int, timeout_s: float, versions: Mapping[str, str]) -> None:
     if world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise AlproError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start ranks with a launcher")
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), rank=rank, world_size=world_size)
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start ranks with a launcher"
+        )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = meet(rank, world_size, address, port, timeout_s, versions)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, timeout=timeout, rank=rank, world_size=world_size)
 
 
-def _begin_roll_call(size: int, control: dist.ProcessGroup | None) -> RollCall:
-    roll_call = RollCall()
-    addresses: list[Any] = [None] * size
-    dist.all_gather_object(addresses, roll_call.address, group=control)
-    roll_call.addresses = addresses
+def limit_all_groups(timeout_s: float) -> None:
+    """Gives the deadline to every process group: DeepSpeed makes its own, with torch's default of 10 or 30 minutes."""
+    for group in c10d._world.pg_map:
+        c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+def _begin_roll_call(stage: Stage, size: int, control: dist.ProcessGroup | None) -> RollCall:
+    roll_call = RollCall(stage)
+    places: list[Any] = [None] * size
+    dist.all_gather_object(places, (roll_call.address, socket.gethostname()), group=control)
+    roll_call.addresses = [address for address, _ in places]
+    hosts = [host for _, host in places]
+    if len({*hosts}) > 1:
+        roll_call.hosts = dict(enumerate(hosts))
     return roll_call
 
 

@@ -3,8 +3,8 @@
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,10 +21,17 @@ class DivergenceConfig(Config):
     """Values that are not finite. `stop` ends the run with nothing of the step saved; `warn` says it and goes on."""
     spike: float | None = Field(default=None, gt=1)
     """A loss of so many times the median of its last values is a jump; null looks for none."""
-    window: int = Field(default=50, ge=_FEWEST)
+    window: int = Field(default=50, ge=_FEWEST, le=10**6)
     """How many values that median is of; with fewer than 10 nothing is a jump yet."""
     on_spike: Literal["stop", "warn"] = "warn"
     """Jumps; as `on_nan`."""
+
+
+class Verdict(NamedTuple):
+    """What to do about a step, and what is wrong with it."""
+
+    action: Literal["stop", "warn"]
+    wrong: str
 
 
 class LossWatch:
@@ -34,8 +41,13 @@ class LossWatch:
         self._config = config
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=config.window))
 
-    def judge(self, values: Mapping[str, float]) -> tuple[Literal["stop", "warn"], str] | None:
-        """What to do about the values of a step, and what is wrong with them; None where nothing is.
+    def recall(self, lines: Iterable[Mapping[str, object]]) -> None:
+        """Takes in what an earlier sitting of the run has logged, so that a jump is one in the next sitting too."""
+        for line in lines:
+            self.judge({name: value for name, value in line.items() if isinstance(value, float)})
+
+    def judge(self, values: Mapping[str, float]) -> Verdict | None:
+        """What to do about the values of a step; None where nothing is wrong with them.
 
         Args:
             values: by name; all have to be finite, and those named ``loss/...`` must not jump.
@@ -51,5 +63,5 @@ class LossWatch:
                 else:
                     recent.append(value)
         if broken:
-            return self._config.on_nan, ", ".join(broken)
-        return (self._config.on_spike, ", ".join(jumps)) if jumps else None
+            return Verdict(self._config.on_nan, ", ".join(broken))
+        return Verdict(self._config.on_spike, ", ".join(jumps)) if jumps else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 
@@ -23,9 +23,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from alpro_stream.config import Config
-from alpro_stream.errors import CheckpointError
+from alpro_stream.errors import CheckpointError, RankError
 from alpro_stream.train.checkpoint import check_files
-from alpro_stream.train.distributed import World
+from alpro_stream.train.distributed import World, limit_all_groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # An operator for inference on CPUs: DeepSpeed would compile it at the first start, which takes a minute and a C++
@@ -44,7 +44,7 @@ class EngineConfig(Config):
     """bf16 is autocast over fp32 parameters; temperature and similarities stay in fp32."""
     num_micro_batches: int = Field(default=1, ge=1)
     """Parts in which a rank computes its share of the global batch, cut between lanes."""
-    num_threads: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     """torch's threads on each rank; null leaves torch's own choice."""
     activation_checkpointing: bool = False
     """Keep only the inputs of the encoders' blocks and compute the blocks again in the backward pass: less memory for
@@ -61,6 +61,9 @@ class EngineConfig(Config):
         return self
 
 
+_DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
     """AdamW as published, with the weight decay that the published code configures but does not apply."""
 
@@ -68,9 +71,9 @@ class OptimizerConfig(Config):
     """Peak of the schedule."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     """Share of the run that is warm-up."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[_DecayRate, _DecayRate] = (0.9, 0.98)
     """Decay rates of the moments."""
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, ge=0)
     """Added to the root of the bias-corrected second moment; the authors add it before the correction."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """Not applied to biases, LayerNorm and other one-dimensional parameters."""
@@ -135,6 +138,7 @@ class Engine:
             config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
             dist_init_required=False,
         )
+        limit_all_groups(world.timeout_s)
         self._engine.checkpoint_engine = self._files = _PatientWriter()
         # Two scripts that turn the engine's files into a model, which is saved beside them; one more write to fail.
         self._engine._copy_recovery_script = lambda path: None
@@ -220,7 +224,7 @@ class Engine:
         """
         with self._world.all_or_none("rank 0, which checks the files of the checkpoint"):
             if self._world.is_first:
-                check_files(directory, _TAG)
+                check_files(directory, [f"{_TAG}/"])
         num_saved = len(list((directory / _TAG).glob("*_optim_states.pt")))
         # Without ZeRO there are none, and every rank takes the whole state.
         if num_saved in (0, self._world.size):
@@ -241,7 +245,8 @@ class Engine:
         with self._world.all_or_none("all ranks to have loaded the engine's state"):
             self._engine._config.load_universal_checkpoint = universal
             try:
-                path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+                with self._world.waiting("what all ranks load", at_work=True):
+                    path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
                 if path is None:
                     raise CheckpointError("there is none")
                 # Those of the configuration hold; a universal checkpoint of ZeRO 3 gives the first group's to all.
@@ -249,6 +254,8 @@ class Engine:
                     group.update(settings)
                 if universal:
                     self._part_counters()
+            except RankError:
+                raise
             except Exception as error:  # DeepSpeed raises anything from KeyError to AssertionError here.
                 raise CheckpointError(f"the engine state in {directory} cannot be loaded: {error}") from error
             finally:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import ConfigError
 from alpro_stream.losses.objective import SoftLabels
 from alpro_stream.stream.batch import Batch
 from alpro_stream.train.distributed import World
@@ -75,7 +75,7 @@ def rehearse(
     engine: EngineConfig,
     optimizer: OptimizerConfig,
     world: World,
-) -> None:
+) -> int:
     """Makes a whole step with each batch, update and all, in an engine that is thrown away.
 
     Args:
@@ -86,8 +86,11 @@ def rehearse(
         optimizer: AdamW's settings.
         world: the ranks.
 
+    Returns:
+        Most bytes of the GPU that tensors took; 0 on a CPU.
+
     Raises:
-        AlproError: a step does not fit into the memory of the GPU.
+        ConfigError: a step does not fit into the memory of the GPU.
     """
     started = time.perf_counter()
     size = len(batches[0])
@@ -102,14 +105,12 @@ def rehearse(
             with world.waiting("the rehearsed step of all ranks", at_work=True):
                 step.train(batch.to(world.device), labels, optimizer.learning_rate)
     except torch.OutOfMemoryError as error:
-        raise AlproError(
+        raise ConfigError(
             f"a step of {size} samples a rank does not fit into the GPU's memory ({str(error).splitlines()[0]}); "
             "raise train.engine.num_micro_batches, set train.engine.activation_checkpointing=true, take more ranks or "
             "a smaller stream.global_batch"
         ) from error
-    peak = ""
-    if world.device.type == "cuda":
-        peak = f", at most {torch.cuda.max_memory_allocated(world.device) / 2**30:.1f} GiB of the GPU"
+    peak_bytes = torch.cuda.max_memory_allocated(world.device) if world.device.type == "cuda" else 0
     rehearsed.close()
     del rehearsed, step
     gc.collect()
@@ -117,4 +118,6 @@ def rehearse(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(world.device)
     kinds = " and ".join(f"{size} {batch.kind}s" for batch in batches)
+    peak = f", at most {peak_bytes / 2**30:.1f} GiB of the GPU" if peak_bytes else ""
     logger.info("rehearsal: steps of %s a rank work, %.1f s%s", kinds, time.perf_counter() - started, peak)
+    return peak_bytes

@@ -62,30 +62,40 @@ def model_folder(path: Path) -> Path:
     return path if is_exported else latest_checkpoint(path)
 
 
-def load_trained(path: Path, device: torch.device) -> Trained:
+def load_trained(path: Path, device: torch.device, num_frames: int | None = None) -> Trained:
     """Loads an exported model, the newest complete checkpoint of a run, or the checkpoint given; to evaluate it.
+
+    Args:
+        path: of any of these.
+        device: where it computes.
+        num_frames: see `read_model`.
 
     Raises:
         CheckpointError: none is there, or its parts do not fit each other.
     """
     folder = model_folder(path)
-    loaded = read_model(folder)
+    loaded = read_model(folder, num_frames)
     return Trained(loaded.description, loaded.model.to(device), loaded.tokenizer, folder)
 
 
 def start_from_trained(
-    model: AlproModel | DualEncoder, tokenizer: Tokenizer, entities: Sequence[str], source: Path
+    model: AlproModel | DualEncoder,
+    tokenizer: Tokenizer,
+    entities: Sequence[str],
+    source: Path,
+    answers: Sequence[str] = (),
 ) -> LoadReport:
     """Gives a fresh model all that another one has for it; its other heads keep their fresh weights.
 
-    The entity head is taken only where both were trained for the same entities. Position and time embeddings are
-    resized.
+    The heads of entities and answers are taken only where both were trained for the same ones. Position and time
+    embeddings are resized.
 
     Args:
         model: changed in place.
         tokenizer: of the model.
         entities: of the model.
         source: a run, a checkpoint, an exported model, or a file of the authors' or of LAVIS's.
+        answers: of the model.
 
     Raises:
         CheckpointError: none is there, its tokenizer is another one, or its encoders have other sizes.
@@ -94,17 +104,27 @@ def start_from_trained(
         file = open_foreign(source)
         check_vocabulary(tokenizer, file.vocab_size, str(source))
         task = "prompter" if isinstance(model, DualEncoder) else file.task
+        trained_for = file.task
         found, skipped = file.parameters(task, model.config)
-        theirs: Sequence[str] = ()
+        lists: dict[str, Sequence[str]] = {"pem_head": (), "answer_head": ()}
     else:
         trained = load_trained(source, torch.device("cpu"))
         if trained.tokenizer.digest != tokenizer.digest:
             raise CheckpointError(f"{trained.path} was trained with another tokenizer; give both runs the same one")
-        found, skipped, theirs = dict(trained.model.state_dict()), [], trained.description.entities
+        found, skipped, trained_for = dict(trained.model.state_dict()), [], trained.description.task
+        lists = {"pem_head": trained.description.entities, "answer_head": trained.description.answers}
+    if trained_for == "question_answering" and not answers:
+        logger.warning(
+            "%s was trained to answer questions, which leaves the projections behind VTC's features as they were: the "
+            "model that it was fine-tuned from is a better start for another task",
+            source,
+        )
     found = _under_names_of(model, found)
     own = model.state_dict()
-    if tuple(entities) != tuple(theirs):
-        own = {name: tensor for name, tensor in own.items() if not name.startswith("pem_head")}
+    other = tuple(
+        head for head, ours in (("pem_head", entities), ("answer_head", answers)) if tuple(ours) != tuple(lists[head])
+    )
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(other)}
     # Heads may be left out, and by a dual encoder what lies above it; layers of an encoder may not.
     optional = _HEADS if isinstance(model, AlproModel) else (*_HEADS, "multimodal")
     unused = [name for name in found if name not in own and name.startswith(optional)]
@@ -118,12 +138,17 @@ def start_from_trained(
 
 
 def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, device: torch.device) -> Path:
-    """Path of the prompt bank of a prompter and a vocabulary; built on `device` when there is none yet."""
+    """Path of the prompt bank of a prompter and a vocabulary; built on `device` when there is none yet.
+
+    Raises:
+        CheckpointError: there is no prompter, or the bank that is there is damaged.
+    """
     folder = model_folder(checkpoint)
     tokenizer = read_tokenizer(folder, read_description(folder))
     path = bank_path(directory, _weights_digest(folder), tokenizer, entities)
     if not path.is_file():
         write_bank(load_trained(folder, device).dual, tokenizer, entities, path)
+    str(path)  # Damage is this run's error, and not one of the prompter's process.
     return path
 
 
@@ -144,6 +169,20 @@ def describe_prompter(checkpoint: Path) -> tuple[Path, ModelDescription, str]:
     """Folder, description and digest of a prompter, without reading its weights into a model."""
     folder = model_folder(checkpoint)
     return folder, read_description(folder), _weights_digest(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Compares the weights of a checkpoint with their digest, which `describe_prompter` takes as it is stored.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    path, recorded = folder / WEIGHTS_FILE, _weights_digest(folder)
+    if (found := file_digest(path)) != recorded:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 is {found}, and was {recorded} when it was saved; set prompter.checkpoint "
+            f"to another checkpoint, or remove {folder} and let its run make it again"
+        )
 
 
 def _weights_digest(folder: Path) -> str:

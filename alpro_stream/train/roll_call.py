@@ -4,6 +4,7 @@ A collective that fails tells that some rank is gone or late, not which. The pro
 ends with the first rank. A thread answers here as long as its process lives and runs.
 """
 
+import errno
 import os
 import socket
 import threading
@@ -12,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from alpro_stream.train.stage import Stage
 
 # A thread has no say for as long as a call into C holds the interpreter's lock.
 _PATIENCE_S = 3.0
@@ -19,6 +24,9 @@ _PATIENCE_S = 3.0
 # for the cause by the next.
 _LINGER_S = 5.0
 _POLL_S = 0.1
+# What the system says of a machine that is off the network; a process that has ended refuses the connection.
+_CUT_OFF = (errno.EHOSTUNREACH, errno.ENETUNREACH)
+_MOST_BYTES = 300
 
 
 class State(Enum):
@@ -26,19 +34,37 @@ class State(Enum):
 
     WAITING = "waits too"
     BUSY = "is at work and not there yet; raise train.timeout_s if it is only slow"
-    SILENT = "does not answer: it is stopped, or its machine hangs"
+    SILENT = "does not answer: it is stopped, or its machine hangs or is cut off"
     GONE = "has ended: it was killed (out of memory, perhaps), or its own message says why"
 
 
-def describe(states: Mapping[int, State]) -> str:
+class Answer(NamedTuple):
+    """What a rank that was asked said.
+
+    Attributes:
+        state: what it does.
+        stage: at what, and for how long; empty if it did not say.
+    """
+
+    state: State
+    stage: str = ""
+
+
+def describe(answers: Mapping[int, Answer], hosts: Mapping[int, str] = MappingProxyType({})) -> str:
     """Who is missing and why; empty where all ranks that were asked wait.
 
     Args:
-        states: of the other ranks.
+        answers: of the other ranks.
+        hosts: where they run, as far as it is known.
     """
+    states = {answer.state for answer in answers.values()}
     # Where some are gone, those at work are merely about to notice.
-    worst = (State.GONE, State.SILENT) if {State.GONE, State.SILENT} & {*states.values()} else (State.BUSY,)
-    return "; ".join(f"rank {rank} {state.value}" for rank, state in sorted(states.items()) if state in worst)
+    worst = (State.GONE, State.SILENT) if {State.GONE, State.SILENT} & states else (State.BUSY,)
+    return "; ".join(
+        f"rank {rank}{f' on {hosts[rank]}' if rank in hosts else ''} {state.value}{f' (at {stage})' if stage else ''}"
+        for rank, (state, stage) in sorted(answers.items())
+        if state in worst
+    )
 
 
 class RollCall:
@@ -47,16 +73,22 @@ class RollCall:
     Attributes:
         address: where this one is asked, as (host, port).
         addresses: of all ranks, by rank; given once they are known.
+        hosts: names of their machines, by rank, where there are several.
         waiting: whether this rank waits for the others, which is its answer.
+
+    Args:
+        stage: what this rank does, for its answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
         # Reached as the first rank reaches it; no other network sees the port.
-        host = _own_host(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+        host = own_host(os.environ.get("MASTER_ADDR", "127.0.0.1"))
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, 0), family=family)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self.addresses: Sequence[tuple[str, int]] = ()
+        self.hosts: Mapping[int, str] = {}
         self.waiting = False
         self._asked_by: set[int] = set()
         threading.Thread(target=self._answer, name="roll-call", daemon=True).start()
@@ -71,19 +103,19 @@ class RollCall:
         others = [other for other in range(len(self.addresses)) if other != rank]
         until = time.monotonic() + _LINGER_S
         with ThreadPoolExecutor(max_workers=32) as pool:
-            states = dict(zip(others, pool.map(lambda other: ask(self.addresses[other], rank), others), strict=True))
+            answers = dict(zip(others, pool.map(lambda other: ask(self.addresses[other], rank), others), strict=True))
             while time.monotonic() < until:
                 # Those that are there and have not asked: about to notice, or what the others wait for.
-                late = [other for other in others if states[other] in (State.WAITING, State.BUSY)]
+                late = [other for other in others if answers[other].state in (State.WAITING, State.BUSY)]
                 late = [other for other in late if other not in self._asked_by]
                 if not late:
                     break
                 time.sleep(_POLL_S)
-                busy = [other for other in late if states[other] == State.BUSY]
-                answers = zip(busy, pool.map(lambda other: ask(self.addresses[other], rank), busy), strict=True)
+                busy = [other for other in late if answers[other].state == State.BUSY]
+                again = zip(busy, pool.map(lambda other: ask(self.addresses[other], rank), busy), strict=True)
                 # One that was at work, then came too late and ended for it, is the cause as one at work.
-                states |= {other: state for other, state in answers if state != State.GONE}
-        return describe(states)
+                answers |= {other: answer for other, answer in again if answer.state != State.GONE}
+        return describe(answers, self.hosts)
 
     def _answer(self) -> None:
         while True:
@@ -93,24 +125,29 @@ class RollCall:
                 with connection:
                     connection.settimeout(_PATIENCE_S)
                     self._asked_by.add(int(connection.recv(16)))
-                    connection.sendall((State.WAITING if self.waiting else State.BUSY).name.encode())
+                    state = State.WAITING if self.waiting else State.BUSY
+                    connection.sendall(f"{state.name} {self._stage}".encode()[:_MOST_BYTES])
 
 
-def ask(address: tuple[str, int], rank: int) -> State:
+def ask(address: tuple[str, int], rank: int) -> Answer:
     """What the rank behind an address says to this one, or why it says nothing."""
     try:
         with socket.create_connection(address, timeout=_PATIENCE_S) as connection:
             connection.sendall(str(rank).encode())
-            answer = connection.recv(16).decode()
+            name, _, stage = connection.recv(_MOST_BYTES).decode(errors="replace").partition(" ")
     except TimeoutError:
-        return State.SILENT
-    except OSError:
-        return State.GONE
-    return State[answer] if answer else State.GONE
+        return Answer(State.SILENT)
+    except OSError as error:
+        return Answer(State.SILENT if error.errno in _CUT_OFF else State.GONE)
+    return Answer(State[name], stage) if name else Answer(State.GONE)
 
 
-def _own_host(other: str) -> str:
-    """The address of this machine from which another is reached; nothing is sent."""
+def own_host(other: str) -> str:
+    """The address of this machine from which another one is reached; nothing is sent.
+
+    Raises:
+        OSError: the other one has no address, or there is no way to it.
+    """
     family, kind, _, _, address = socket.getaddrinfo(other, 1, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alpro_stream.losses.answers import AnswerCounts, AnswerObjective
 from alpro_stream.losses.objective import (
     DualObjective,
     GlobalCounts,
@@ -45,15 +46,12 @@ class Step:
             rate: learning rate of the update.
 
         Returns:
-            This rank's share of each loss, by ``loss/NAME``: the sum over the ranks is the value.
+            This rank's share of each loss, by ``loss/NAME``, and of other figures: the sum over the ranks is the value.
         """
-        micro_batches = batch.micro_batches(self._num_parts)
-        shares = self._world.size * self._num_parts
-        arguments = self._arguments(batch, micro_batches, labels)
         values: dict[str, Tensor] = {}
-        for index, (micro, gather) in enumerate(zip(micro_batches, self._gathers(micro_batches), strict=True)):
+        for index, arguments in enumerate(self._calls(batch, labels)):
             self._seed_dropout(batch.step, index)
-            terms = self._engine(micro, gather, shares, *arguments[index])
+            terms = self._engine(*arguments)
             self._engine.backward(terms.total)
             self._engine.step(rate)
             _add(values, terms.values)
@@ -61,16 +59,27 @@ class Step:
 
     def measure(self, batch: Batch, labels: SoftLabels | None) -> dict[str, Tensor]:
         """The losses of a batch without dropout, gradients and an update; arguments and result as of `train`."""
-        micro_batches = batch.micro_batches(self._num_parts)
-        arguments = self._arguments(batch, micro_batches, labels)
         values: dict[str, Tensor] = {}
         with self._engine.evaluating():
-            for index, (micro, gather) in enumerate(zip(micro_batches, self._gathers(micro_batches), strict=True)):
-                _add(values, self._engine(micro, gather, self._world.size * self._num_parts, *arguments[index]).values)
+            for arguments in self._calls(batch, labels):
+                _add(values, self._engine(*arguments).values)
         return values
 
+    def _calls(self, batch: Batch, labels: SoftLabels | None) -> list[tuple[Any, ...]]:
+        """What the objective is called with, for each micro-batch."""
+        micro_batches = batch.micro_batches(self._num_parts)
+        shares = self._world.size * self._num_parts
+        if isinstance(self._engine.module, AnswerObjective):  # Looks at each question by itself.
+            answer_counts = AnswerCounts(*self._world.sum(self._engine.module.count_local(batch)))
+            return [(micro, shares, answer_counts) for micro in micro_batches]
+        beside = self._arguments(batch, micro_batches, labels)
+        gathers = self._gathers(micro_batches)
+        return [
+            (micro, gather, shares, *rest) for micro, gather, rest in zip(micro_batches, gathers, beside, strict=True)
+        ]
+
     def _arguments(self, batch: Batch, micro_batches: list[Batch], labels: SoftLabels | None) -> list[tuple[Any, ...]]:
-        """What the objective takes beside the batch: nothing for VTC alone, else counts and soft labels."""
+        """What contrastive objectives take beside it: nothing for VTC alone, else counts and soft labels."""
         if isinstance(self._engine.module, DualObjective):
             return [()] * len(micro_batches)
         counts = GlobalCounts(*self._world.sum(count_local(batch, labels)))
@@ -114,7 +123,8 @@ class Step:
 
 def _add(values: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
     for name, value in terms.items():
-        values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value
+        key = name if "/" in name else f"loss/{name}"
+        values[key] = values.get(key, 0) + value
 
 
 def _already(known: GlobalFeatures) -> Callable[[Tensor, Tensor], GlobalFeatures]:

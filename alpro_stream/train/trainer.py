@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alpro_stream.config import Config
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import AlproError, DivergenceError
 from alpro_stream.losses.objective import SoftLabels
 from alpro_stream.losses.pem import IgnoreRule
 from alpro_stream.prompter.client import Prompter
@@ -28,9 +28,9 @@ from alpro_stream.stream.quarantine import RECORD_FILE, RECORD_FOLDER, describe,
 from alpro_stream.train.checkpoint import publish, read_state, write_state
 from alpro_stream.train.clock import StepClock
 from alpro_stream.train.distributed import World
-from alpro_stream.train.divergence import DivergenceConfig, LossWatch
+from alpro_stream.train.divergence import DivergenceConfig, LossWatch, Verdict
 from alpro_stream.train.engine import Engine, EngineConfig, OptimizerConfig
-from alpro_stream.train.metrics import MetricsWriter, ProgressLine, WandbConfig
+from alpro_stream.train.metrics import MetricsWriter, ProgressLine, WandbConfig, read_metrics
 from alpro_stream.train.schedule import learning_rate
 from alpro_stream.train.step import Step
 
@@ -39,14 +39,16 @@ logger = logging.getLogger(__name__)
 _NUM_TOP_ENTITIES = 5
 # Steps whose figures the last word on the bottleneck is about.
 _JUDGED_STEPS = 100
+# Of an earlier sitting, some of which may be from behind its last checkpoint.
+_RECALLED_LINES = 5000
 
 
 class TrainConfig(Config):
     """Length of the run, optimizer, engine, and what is written when."""
 
-    epochs: float = Field(default=10.0, gt=0)
+    epochs: float = Field(default=10.0, gt=0, le=10**6)
     """Passes through the sources; 10 as published."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=10**8)
     """Steps of the run, in place of `epochs`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
@@ -58,8 +60,9 @@ class TrainConfig(Config):
     """Newest checkpoints that are kept."""
     log_every: int = Field(default=1, ge=1)
     """Steps between lines of metrics."""
-    timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait of a rank for the others."""
+    timeout_s: float = Field(default=600.0, gt=0, le=7 * 86_400)
+    """Longest wait of a rank for the others, and longest time at one stage of the run: data, labels, step, validation,
+    checkpoint, and those of the start."""
     wandb: WandbConfig | None = None
     """Send the metrics to Weights & Biases too; null does not."""
     rehearsal: bool = True
@@ -128,6 +131,16 @@ class Parts:
     validation: Validation | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What is done after a step, the same on all ranks."""
+
+    save: bool
+    log: bool
+    validate: bool
+    stop: bool
+
+
 class Trainer:
     """Trains until the last step; its own state is the cursor, which moves when the optimizer has made a step."""
 
@@ -140,12 +153,14 @@ class Trainer:
         self._watch = LossWatch(config.divergence)
         self._lookahead = lookahead
         self._top_counts: Tensor | None = None
+        # The last step whose values were looked at.
+        self._checked = 0
         self._skip_steps = skip_steps
         self.num_steps = config.num_steps(parts.plan)
         self.cursor = Cursor(0)
 
     def resume(self, checkpoint: Path) -> None:
-        """Goes on from a complete checkpoint of the same run, with the same ranks and ZeRO stage.
+        """Goes on from a complete checkpoint of the same run, with the same ZeRO stage.
 
         Raises:
             AlproError: its files cannot be loaded, on this rank or on another.
@@ -157,9 +172,12 @@ class Trainer:
                 state["num_steps"],
                 self.num_steps,
             )
-        with self._parts.world.all_or_none():
-            self._parts.engine.load(checkpoint)
+        world, run_dir = self._parts.world, self._parts.run_dir
+        world.stage.enter(f"the loading of {checkpoint.name}")
+        self._parts.engine.load(checkpoint)
         self.cursor = Cursor.from_dict(state["cursor"])
+        lines = world.from_first(lambda: read_metrics(run_dir)[-_RECALLED_LINES:], "the metrics so far")
+        self._watch.recall(line for line in lines if line["step"] <= self.cursor.step)
 
     def train(self) -> bool:
         """Runs the steps that are left; the last one is always saved.
@@ -170,63 +188,88 @@ class Trainer:
         Raises:
             AlproError: a batch or its labels cannot be made, on this rank or on another; or a loss diverged.
         """
-        parts, config = self._parts, self._config
+        parts, optimizer = self._parts, self._config.optimizer
         with ExitStack() as stack:
             metrics = None
             with parts.world.all_or_none():
                 if parts.world.is_first:
-                    writer = MetricsWriter(parts.run_dir, self.cursor.step, config.wandb)
+                    writer = MetricsWriter(parts.run_dir, self.cursor.step, self._config.wandb)
                     metrics = stack.enter_context(closing(writer))
             progress = ProgressLine(parts.title, self.num_steps, self.cursor.step, shown=parts.world.is_first)
             stack.enter_context(closing(progress))
-            first_step = checked = self.cursor.step
+            first_step = self._checked = self.cursor.step
             (last_step,) = deque(self._steps_left(), maxlen=1) or (None,)
             loader = stack.enter_context(closing(self._loader()))
             clock = StepClock()
             judged: deque[dict[str, float]] = deque(maxlen=_JUDGED_STEPS)
             for batch, labels in self._batches(loader, clock):
-                rate = learning_rate(
-                    batch.step + 1, self.num_steps, config.optimizer.learning_rate, config.optimizer.warmup_ratio
-                )
+                rate = learning_rate(batch.step + 1, self.num_steps, optimizer.learning_rate, optimizer.warmup_ratio)
                 shares = self._train_step(batch, labels, rate)
                 before, self.cursor = self.cursor.step, self.cursor.after(batch.step)
-                step, is_last = self.cursor.step, batch.step == last_step
                 timing = clock.lap(parts.plan.num_lanes * parts.plan.lane_batch)
-                timing |= self._utilisation(batch, timing["step_s"])
-                is_stopped = parts.world.any(parts.is_asked_to_stop())
-                is_saved = is_last or is_stopped or _is_due(config.checkpoint_every, before, step)
-                is_logged = is_last or _is_due(config.log_every, before, step)
-                validation = parts.validation
-                if validation and not (is_last or _is_due(validation.every, before, step)):
-                    validation = None
-                is_logged = is_logged or validation is not None
-                if is_saved or is_logged:
-                    values = with_figures(self._global_values(shares))
-                    values["gradient_norm"] = parts.engine.gradient_norm()
-                    if is_logged:
-                        timing |= loader.figures()
-                        # The first step of a sitting waits for everything to start.
-                        judged.extend([timing] if batch.step > first_step else [])
-                        progress.show(step, values, timing)
-                    if validation:
-                        values |= validation()
-                    if is_logged:
-                        texts = {"source": batch.source} | self._top_entities()
-                        if metrics:
-                            metrics.write(step, {**texts, **values, **timing, "learning_rate": rate})
-                    self._judge(checked, step, values, progress)
-                    checked = step
-                if is_saved:
-                    self._save()
-                if is_saved or validation:
+                timing |= self._utilisation(batch, timing["step_s"]) | {"learning_rate": rate}
+                due = self._what_is_due(before, batch.step == last_step)
+                if due.log:
+                    timing |= loader.figures()
+                    # The first step of a sitting waits for everything to start.
+                    judged.extend([timing] if batch.step > first_step else [])
+                if due.log or due.save:
+                    self._look(due, batch, shares, timing, metrics, progress)
+                if due.save or due.validate:
                     clock.restart()
-                if is_stopped:
-                    return is_last
+                if due.stop:
+                    return batch.step == last_step
             if judged:
                 progress.say(bottleneck(mean_figures(judged)))
             if parts.world.is_first and (failures := read_failures(parts.run_dir / RECORD_FOLDER)):
                 progress.say(describe(failures, parts.run_dir / RECORD_FOLDER))
         return True
+
+    def _what_is_due(self, before: int, is_last: bool) -> "_Due":
+        """After a step; asked on all ranks."""
+        config, validation, step = self._config, self._parts.validation, self.cursor.step
+        is_stopped = self._parts.world.any(self._parts.is_asked_to_stop())
+        is_validated = validation is not None and (is_last or _is_due(validation.every, before, step))
+        return _Due(
+            save=is_last or is_stopped or _is_due(config.checkpoint_every, before, step),
+            log=is_last or is_validated or _is_due(config.log_every, before, step),
+            validate=is_validated and not is_stopped,  # who asks a run to stop does not wait for long
+            stop=is_stopped,
+        )
+
+    def _look(
+        self,
+        due: "_Due",
+        batch: Batch,
+        shares: Mapping[str, Tensor],
+        timing: Mapping[str, float],
+        metrics: MetricsWriter | None,
+        progress: ProgressLine,
+    ) -> None:
+        """Validates, logs, judges and saves a step: what was saved has its line, and what is lost has none."""
+        world, step = self._parts.world, self.cursor.step
+        values = with_figures(self._global_values(shares))
+        values["gradient_norm"] = self._parts.engine.gradient_norm()
+        verdict, fault = self._watch.judge(values), None
+        line: dict[str, float | str] = {"source": batch.source, **self._top_entities(), **values, **timing}
+        if due.validate and self._parts.validation and not verdict:
+            world.stage.enter(f"the validation after step {step}")
+            try:
+                line |= self._parts.validation()
+            except AlproError as error:  # The same on all ranks, and no reason to lose the steps since the last save.
+                fault = error
+        if due.log:
+            progress.show(step, values, timing)
+            with world.all_or_none("rank 0 and the metrics it writes"):
+                if metrics:
+                    metrics.write(step, line)
+        if verdict:
+            self._act(verdict, progress)
+        self._checked = step
+        if due.save:
+            self._save()
+        if fault:
+            raise fault
 
     def _utilisation(self, batch: Batch, step_s: float) -> dict[str, float]:
         """Operations a second of each rank, and their share of what the device can do (MFU)."""
@@ -251,19 +294,21 @@ class Trainer:
 
     def _batches(self, loader: Loader, clock: StepClock) -> Iterator[tuple[Batch, SoftLabels | None]]:
         """Batches in order with their labels, each handed to the prompter `lookahead` steps before it is yielded."""
-        prompter, batches = self._parts.prompter, iter(loader)
+        world, prompter, batches = self._parts.world, self._parts.prompter, iter(loader)
         waiting: deque[Batch] = deque()
         ahead = self._lookahead if prompter else 0
         while True:
             labels = None
             # A rank without its batch or its labels must not leave the others waiting in the step's collectives.
-            with self._parts.world.all_or_none():
+            with world.all_or_none():
+                world.stage.enter(f"the data of step {self.cursor.step + 1}")
                 with clock.waiting_for("data"):
                     while len(waiting) <= ahead and (batch := next(batches, None)) is not None:
-                        waiting.append(batch.to(self._parts.world.device))
+                        waiting.append(batch.to(world.device))
                         if prompter:
                             prompter.submit(waiting[-1])
                     self._parts.maker.gauges.queue("lookahead", sum(batch.num_bytes for batch in waiting))
+                world.stage.enter(f"the labels of step {self.cursor.step + 1}")
                 with clock.waiting_for("prompter"):
                     if prompter and waiting:
                         labels = prompter.collect(waiting[0])
@@ -273,6 +318,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch, labels: SoftLabels | None, rate: float) -> dict[str, Tensor]:
         """Makes the step; returns this rank's share of each global value."""
+        self._parts.world.stage.enter(f"step {self.cursor.step + 1}")
         with self._parts.world.waiting("the step of all ranks", at_work=True):
             values = self._step.train(batch, labels, rate)
         values["quarantined"] = torch.tensor(float(batch.num_quarantined), device=self._parts.world.device)
@@ -294,23 +340,21 @@ class Trainer:
         sums = self._parts.world.sum(torch.stack(list(shares.values())))
         return dict(zip(shares, sums.tolist(), strict=True))
 
-    def _judge(self, first: int, step: int, values: Mapping[str, float], progress: ProgressLine) -> None:
+    def _act(self, verdict: Verdict, progress: ProgressLine) -> None:
         """Stops before weights that are of no use take the place of good checkpoints."""
-        verdict = self._watch.judge(values)
-        if verdict is None:
+        step = self.cursor.step
+        if verdict.action == "warn":
+            progress.say(f"step {step}: {verdict.wrong}")
             return
-        action, wrong = verdict
-        if action == "warn":
-            progress.say(f"step {step}: {wrong}")
-            return
-        raise AlproError(
-            f"step {step} cannot be used: {wrong}; nothing of it is saved. Lower train.optimizer.learning_rate, or "
-            "look for what is wrong in the data of this step, and start again; "
-            f"stream.skip_steps=[[{first},{step}]] goes on without what was made since it was last looked at"
+        raise DivergenceError(
+            f"step {step} cannot be used: {verdict.wrong}; nothing of it is saved. Lower "
+            "train.optimizer.learning_rate, or look for what is wrong in the data of this step, and start again; "
+            f"stream.skip_steps=[[{self._checked},{step}]] goes on without what was made since it was last looked at"
         )
 
     def _save(self) -> None:
         parts = self._parts
+        parts.world.stage.enter(f"the checkpoint of step {self.cursor.step}")
         state = {
             "cursor": self.cursor.to_dict(),
             "num_steps": self.num_steps,
@@ -320,9 +364,7 @@ class Trainer:
             "versions": parts.versions,
         }
 
-        def write(directory: Path) -> None:
-            parts.engine.save(directory)
-            parts.save_extras(directory)
+        def write_state_of_run(directory: Path) -> None:
             if parts.world.is_first:
                 # What lies beyond the cursor was only prepared, and will be met again.
                 past = [f for f in read_failures(parts.run_dir / RECORD_FOLDER) if f.occurrence.step < self.cursor.step]
@@ -330,7 +372,8 @@ class Trainer:
                 (directory / RECORD_FILE).write_text(lines, encoding="utf-8")
                 write_state(directory, {**state, "quarantine": summary(past)})
 
-        publish(parts.run_dir, self.cursor.step, parts.world, write, self._config.keep_checkpoints)
+        writers = (parts.engine.save, parts.save_extras, write_state_of_run)
+        publish(parts.run_dir, self.cursor.step, parts.world, writers, self._config.keep_checkpoints)
 
 
 def _is_due(every: int, before: int, step: int) -> bool:

@@ -17,9 +17,8 @@ from alpro_sharding.job import Progress, shard
 from alpro_sharding.report import render_estimate, render_summary, spell_progress
 from alpro_stream.config import load_config
 from alpro_stream.errors import AlproError
+from alpro_stream.exit_status import INTERRUPTED, status_of
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _LOG_EVERY_S = 30.0
 
 
@@ -45,7 +44,7 @@ def run_shard(config_path: str, overrides: Sequence[str], flags: argparse.Namesp
         flags: what `add_shard_flags` adds.
 
     Returns:
-        0; 1 when the work could not be done; 130 when interrupted (the same command then goes on).
+        The exit status, see `alpro_stream.exit_status`; interrupted or not, the same command goes on.
     """
     console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
     try:
@@ -58,10 +57,10 @@ def run_shard(config_path: str, overrides: Sequence[str], flags: argparse.Namesp
                 result = render_summary(shard(config, bar.show, retry_failed=flags.retry_failed))
     except AlproError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
-        return EXIT_FAILED
+        return status_of(error)
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on with what is missing")
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     console.print(result)
     return 0
 

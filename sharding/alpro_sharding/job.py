@@ -22,7 +22,7 @@ from alpro_sharding.results import Failure, ShardResult
 from alpro_sharding.summary import ShardSummary
 from alpro_sharding.wordpiece import TOKENIZER_FOLDER, save_tokenizer, train_wordpiece
 from alpro_sharding.worker import ShardTask
-from alpro_stream.errors import ConfigError, ShardError
+from alpro_stream.errors import ConfigError, WriteError
 from alpro_stream.manifest import (
     IDS_DTYPE,
     ManifestRow,
@@ -104,7 +104,7 @@ def shard(
             account = describe(config, ledger)
             report = write_pages(config, ledger.out, account)
         except OSError as error:
-            raise ShardError(f"cannot write to {config.out_dir}: {error.strerror or error}") from error
+            raise WriteError(f"cannot write to {config.out_dir}: {error.strerror or error}") from error
     num_shards = sum(len(info.shards) for info in account.splits.values())
     return ShardSummary(
         out=config.out_dir,

@@ -26,7 +26,7 @@ from typing import Any
 from alpro_sharding.assign import Group
 from alpro_sharding.results import HASHES_SUFFIX, RUNNING_SUFFIX, Failure, ShardResult, read_note
 from alpro_stream.config import differences
-from alpro_stream.errors import ShardError
+from alpro_stream.errors import ShardError, WriteError
 from alpro_stream.manifest import KINDS, Kind
 from alpro_stream.shards.layout import index_path, shard_name, tar_path
 from alpro_stream.shards.storage import publish, publish_bytes, remove_temporaries, temporary_beside
@@ -110,7 +110,7 @@ class Ledger:
                 self._lock.close()
                 raise
         except OSError as error:
-            raise ShardError(f"cannot write to {out}: {error.strerror or error}; choose another `out`") from error
+            raise WriteError(f"cannot write to {out}: {error.strerror or error}; choose another `out`") from error
 
     def directory(self, split: str) -> Path:
         """The folder of a split, made when it is not there, cleared of what killed workers left behind."""

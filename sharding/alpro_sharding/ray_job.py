@@ -15,7 +15,7 @@ import alpro_sharding
 import alpro_stream
 from alpro_sharding.results import RUNNING_SUFFIX, ShardResult
 from alpro_sharding.worker import ShardTask, make_shard
-from alpro_stream.errors import ShardError
+from alpro_stream.errors import ShardError, WriteError
 
 # Tasks handed to Ray for each one that runs: the next is there when one ends, and memory stays bounded.
 _TASKS_PER_SLOT = 2
@@ -215,9 +215,9 @@ _METRICS = {
 def _cause(error: Any) -> Exception:
     cause = error.cause
     if isinstance(cause, ShardError):
-        return ShardError(str(cause))
+        return type(cause)(str(cause))
     if isinstance(cause, OSError):
-        return ShardError(f"cannot write the shards: {cause}")
+        return WriteError(f"cannot write the shards: {cause}")
     return ShardError(f"a worker failed: {error}")
 
 

@@ -17,7 +17,7 @@ from alpro_sharding.media_messages import MediaAnswer, MediaFailure, MediaOption
 from alpro_sharding.media_pool import MediaPool
 from alpro_sharding.results import DIGESTS_SUFFIX, HASHES_SUFFIX, SETTLED_STAGES, Failure, ShardResult, Work, read_note
 from alpro_sharding.statistics import Statistics
-from alpro_stream.errors import ShardError
+from alpro_stream.errors import WriteError
 from alpro_stream.manifest import ManifestRow, media_place, public_place, sample_key
 from alpro_stream.media import is_address
 from alpro_stream.shards import Sample, SampleMetadata, ShardInfo, ShardWriter, VideoFile
@@ -95,7 +95,7 @@ def make_shard(task: ShardTask, on_row: OnRow = lambda num_rows: None) -> ShardR
         on_row: called with the number of rows done, after each.
 
     Raises:
-        ShardError: the target cannot be written.
+        WriteError: the target cannot be written.
     """
     started = time.monotonic()
     tally = _Tally()
@@ -172,7 +172,7 @@ def _publish(path: Path, data: bytes) -> None:
     try:
         publish_bytes(path, data)
     except OSError as error:
-        raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def media_request(row: ManifestRow, media_root: str) -> MediaRequest:

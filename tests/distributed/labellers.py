@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from alpro_stream.errors import CheckpointError
 from alpro_stream.losses.objective import SoftLabels
 from alpro_stream.losses.pem import PemConfig
 from alpro_stream.model.alpro import DualEncoder, ModelConfig
@@ -28,6 +29,10 @@ def real_labeller(device="cpu", **options):
 
 def failing_labeller():
     raise FileNotFoundError("no weights here")
+
+
+def damaged_labeller():
+    raise CheckpointError("model.safetensors: a truncated one")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from alpro_launch.local_ranks import free_port
 from alpro_stream.config import save_config
 from alpro_stream.errors import AlproError
+from alpro_stream.exit_status import HARDWARE
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run, write_corpus
@@ -27,7 +28,8 @@ from alpro_stream.testing.distributed import run_ranks
 from alpro_stream.train.checkpoint import latest_checkpoint
 from alpro_stream.train.distributed import join_world
 from alpro_stream.train.metrics import read_metrics
-from alpro_stream.train.roll_call import RollCall, State, ask, describe
+from alpro_stream.train.roll_call import Answer, RollCall, State, ask, describe
+from alpro_stream.train.stage import Stage
 
 MARK = "ALPRO_TEST_STARTED_BY"
 STEPS = {
@@ -41,24 +43,29 @@ GOES_ON = "the same command goes on from the last checkpoint"
 
 
 def test_the_missing_are_named_and_not_those_that_wait():
-    waits = dict.fromkeys(range(4), State.WAITING)
+    waits = dict.fromkeys(range(4), Answer(State.WAITING))
+    silent, busy, gone = Answer(State.SILENT), Answer(State.BUSY, "step 7, for 12 s"), Answer(State.GONE)
     assert describe(waits) == ""
-    assert describe(waits | {2: State.SILENT}).startswith("rank 2 does not answer")
-    assert describe(waits | {2: State.BUSY}).startswith("rank 2 is at work and not there yet; raise train.timeout_s")
+    assert describe(waits | {2: silent}).startswith("rank 2 does not answer")
+    said = describe(waits | {2: busy}, {2: "node1"})
+    assert said.startswith("rank 2 on node1 is at work and not there yet; raise train.timeout_s")
+    assert said.endswith("(at step 7, for 12 s)")
     # Those at work have not noticed yet.
-    found = describe(waits | {3: State.GONE, 0: State.SILENT, 1: State.BUSY})
+    found = describe(waits | {3: gone, 0: silent, 1: busy})
     assert re.fullmatch(r"rank 0 does not answer[^;]*; rank 3 has ended[^;]*", found)
 
 
 def test_a_rank_answers_while_it_works_and_while_it_waits():
-    one = RollCall()
-    assert ask(one.address, 1) == State.BUSY
+    stage = Stage()
+    one = RollCall(stage)
+    assert ask(one.address, 1) == (State.BUSY, "the start, for 0 s")
+    stage.enter("x" * 1000)
     one.waiting = True
-    assert ask(one.address, 1) == State.WAITING
+    assert ask(one.address, 1).state == State.WAITING
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = silent.getsockname()
-        assert ask(address, 1) == State.SILENT
-    assert ask(address, 1) == State.GONE
+        assert ask(address, 1).state == State.SILENT
+    assert ask(address, 1).state == State.GONE
 
 
 def wait_with_others(pipe, rank, size, port, victim, fault):
@@ -69,6 +76,7 @@ def wait_with_others(pipe, rank, size, port, victim, fault):
     world.sum(torch.ones(1))
     if rank == victim:
         if fault == "busy":
+            world.stage.enter("the data of step 3")
             time.sleep(60)
         else:
             os.kill(os.getpid(), getattr(signal, fault))
@@ -105,8 +113,9 @@ def test_every_other_rank_names_the_one_that_is_missing(victim, fault, said):
             assert pipes[rank].poll(60), "a rank hangs"
             message, seconds = pipes[rank].recv()
             assert message.startswith(f"rank {rank} of 3 waited ")
-            assert f"s for the sums of all ranks, in vain: {said}" in message
+            assert f"s for the sums of all ranks at the start, in vain: {said}" in message
             assert message.count("rank ") == 2
+            assert ("(at the data of step 3, for " in message) == (fault == "busy")
             # The time-out, a moment for the others to give up, and one for the answer.
             assert seconds < (2 if fault == "SIGKILL" else 3) + 6
     finally:
@@ -221,8 +230,8 @@ def test_a_rank_killed_then_the_launcher_killed_and_each_time_started_again_at_o
     sitting.wait_for_step(4)
     rank_process(sitting.mark, 1).kill()
     status, printed = sitting.end(40)
-    assert status == 1
-    assert "a rank was ended by SIGKILL" in printed
+    assert status == HARDWARE
+    assert "rank 1 was ended by SIGKILL" in printed
     assert GOES_ON in printed
     sitting = start()
     sitting.wait_for_step(9)
@@ -250,7 +259,7 @@ def test_a_stalled_rank_ends_the_run_in_time(start, rank):
     assert time.monotonic() - stopped >= 5
     # The launcher gives the stopped one its time to end by itself before it kills it.
     status, printed = sitting.end(30)
-    assert status == 1
+    assert status == HARDWARE
     assert f"rank {1 - rank}: error: rank {1 - rank} of 2 waited " in printed
     assert f"in vain: rank {rank} does not answer: it is stopped, or its machine hangs" in printed
     assert start(**{"train.timeout_s": 60, "train.max_steps": 8}).end(150)[0] == 0
@@ -278,7 +287,7 @@ def test_a_prompter_killed_beside_one_rank_ends_both(start, pretrain, moment):
         sitting.wait_for_step(4)
     prompter.kill()
     status, printed = sitting.end(90)
-    assert status == 1
+    assert status == HARDWARE
     assert f"rank 1: error: the prompter of rank 1 (pid {prompter.pid}) died with exit status -9" in printed
     assert "rank 0: error: rank 1 failed: the prompter of rank 1" in printed
     assert start(**pretrain, **{"train.max_steps": 8}).end(150)[0] == 0
@@ -291,7 +300,7 @@ def test_a_stopped_prompter_ends_both_ranks_in_time(start, pretrain):
     sitting.wait_for_step(4)
     prompter.send_signal(signal.SIGSTOP)
     status, printed = sitting.end(20 + 40)
-    assert status == 1
+    assert status == HARDWARE
     assert f"the prompter of rank 0 (pid {prompter.pid}) gave no answer for 20 s" in printed
     assert "rank 1: error: rank 0 failed: the prompter of rank 0" in printed
     assert [json.loads(line) for line in (sitting.run_dir / "metrics.jsonl").read_text().splitlines()]

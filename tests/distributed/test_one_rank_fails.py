@@ -8,6 +8,7 @@ import psutil
 
 from alpro_launch.train import main
 from alpro_stream.config import save_config
+from alpro_stream.exit_status import DATA
 from alpro_stream.run import RunConfig
 from alpro_stream.shards import ShardReader
 from alpro_stream.testing.configs import tiny_run, write_corpus
@@ -62,6 +63,6 @@ def test_too_many_damaged_samples_that_one_rank_reads(tmp_path):
     assert sorted(named) == sorted(reported) == [False, True]
     assert named != reported
     for status, _, left, threads in results:
-        assert status == 1
+        assert status == DATA
         assert left == []
         assert not {"alpro-reader", "alpro-decoder"} & set(threads)

@@ -18,6 +18,7 @@ from labellers import (
     Leaking,
     Refusing,
     Stuck,
+    damaged_labeller,
     failing_labeller,
     make_batch,
     real_labeller,
@@ -83,11 +84,13 @@ def ask(client, batch):
 def clients(tmp_path_factory):
     """Processes started together, as each takes seconds; every one of them ends in another way."""
     root = tmp_path_factory.mktemp("prompter")
+    (root / "killed.log").write_text("of the sitting before\n")
     started = {
         "real": start_client(real_labeller, root / "real.log", lookahead=2),
         "stuck": start_client(partial(Stuck, root / "asked"), root / "stuck.log", deadline_s=PATIENCE_S),
         "raising": start_client(Refusing, root / "raising.log"),
         "not starting": start_client(failing_labeller, root / "failing.log"),
+        "damaged": start_client(damaged_labeller, root / "damaged.log"),
         "killed": start_client(real_labeller, root / "killed.log"),
         "starting": start_client(partial(starting_for_ever, root / "starting"), root / "starting.log"),
     }
@@ -152,6 +155,11 @@ def test_killed_before_it_started(clients):
     assert f"prompter of rank 3 (pid {client.pid}) died with exit status -9 when" in str(caught.value)
     assert "step 7" in str(caught.value)
     assert "start the run again, it goes on from its last checkpoint" in str(caught.value)
+    # What it printed is told, and not what another one did into the same file.
+    assert "sitting before" not in str(caught.value)
+    first, second = (clients["root"] / "killed.log").read_text().splitlines()[:2]
+    assert first == "of the sitting before"
+    assert second.startswith("--- started 2")
 
 
 def test_frozen_and_then_killed_between_two_batches(clients):
@@ -215,6 +223,16 @@ def test_its_traceback_when_a_batch_makes_it_raise(clients):
     assert "Traceback" in str(caught.value)
     assert "ValueError: a black batch" in str(caught.value)
     assert "a black batch" in (clients["root"] / "raising.log").read_text()
+
+
+def test_one_line_where_a_user_can_do_something_about_it(clients):
+    client = clients["damaged"]
+    with pytest.raises(PrompterError) as caught:
+        ask(client, make_batch(0))
+    assert re.fullmatch(
+        rf"the prompter of rank 3 \(pid {client.pid}\) failed when .*: model.safetensors: a truncated one",
+        str(caught.value),
+    )
 
 
 def test_its_traceback_when_it_cannot_start_even_if_nobody_asked_before(clients):

@@ -68,12 +68,12 @@ def test_ranks_are_in_order(found):
 
 def test_all_succeed_or_all_raise(found):
     assert [rank[()] for rank in found] == ["fine", "fine"]
-    assert found[0][1,] == ("AlproError", "rank 1 failed: no clip on 1")
+    assert found[0][1,] == ("OtherRankError", "rank 1 failed: no clip on 1")
     assert found[1][1,] == ("DataError", "no clip on 1")
     assert [rank[0, 1] for rank in found] == [("DataError", "no clip on 0"), ("DataError", "no clip on 1")]
     assert [rank["bug"] for rank in found] == [
         ("AssertionError", "a bug"),
-        ("AlproError", "rank 0 failed: AssertionError: a bug"),
+        ("OtherRankError", "rank 0 failed: AssertionError: a bug"),
     ]
 
 
@@ -81,7 +81,7 @@ def test_what_the_first_rank_made_is_on_every_rank(found):
     assert [rank["first"] for rank in found] == [{"made by": 0, "object": [None, 3.5]}] * 2
     assert [rank["nothing from first"] for rank in found] == [
         ("DataError", "no listing on 0"),
-        ("AlproError", "rank 0 failed: no listing on 0"),
+        ("OtherRankError", "rank 0 failed: no listing on 0"),
     ]
 
 
@@ -123,15 +123,15 @@ def mistake(world):
 def test_a_rank_that_waits_in_vain_says_what_for():
     first, second = run_ranks(wait_for_a_slow_rank, 2, preload=PRELOAD)
     for rank, (kind, message) in ((0, first[0]), (1, second[0])):
-        assert kind == "AlproError"
+        assert kind == "RankError"
         assert message.startswith(f"rank {rank} of 2 waited ")
-        assert " s for rank 0 and the listing, in vain: another rank was ended" in message
+        assert " s for rank 0 and the listing at the start, in vain: another rank was ended" in message
         assert "raise train.timeout_s" in message
         assert "train.timeout_s=1.5" in message
         assert "\n" not in message
     # Its own error says more than that the others are gone.
     assert first[1] == ("DataError", "no clip")
-    assert "for the decoders, in vain" in second[1][1]
+    assert "for the decoders at the question which rank is missing, in vain" in second[1][1]
 
 
 def go_on_alone():

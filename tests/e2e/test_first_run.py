@@ -11,6 +11,7 @@ import pytest
 
 from alpro_launch import train as train_entry
 from alpro_launch.cli import main as alpro
+from alpro_stream.exit_status import CONFIGURATION, DATA
 
 CLIPS = Path("examples/clips")
 SMALL = ["stream.global_batch=3", "stream.num_lanes=1", "train.max_steps=3", "train.checkpoint_every=2"]
@@ -110,7 +111,7 @@ def test_a_wrong_setting_is_one_clear_message(
     work: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ):
     arguments = ["configs/demo/pretrain.yaml", f"work_dir={work}", *SMALL, *overrides]
-    assert train_entry.main(arguments) == 1
+    assert train_entry.main(arguments) == (DATA if "shard folder" in message else CONFIGURATION)
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
@@ -119,5 +120,5 @@ def test_a_wrong_setting_is_one_clear_message(
 
 def test_an_empty_folder_in_place_of_shards(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = f"stream.sources=[{{path: {tmp_path}}}]"
-    assert train_entry.main(["configs/demo/pretrain.yaml", f"work_dir={work}", *SMALL, source]) == 1
+    assert train_entry.main(["configs/demo/pretrain.yaml", f"work_dir={work}", *SMALL, source]) == DATA
     assert f"{tmp_path} is empty; expected shards" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from shard_runs import contents, refuse_invalid_tars, run_here, temporaries, wri
 
 from alpro_sharding import ShardConfig, main, shard
 from alpro_stream.config import validate
+from alpro_stream.exit_status import HARDWARE
 
 NUM_CLIPS = 8
 
@@ -81,7 +82,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_corrupt(disk, run, undisturbed)
     for room in (0, 4096, 16384, 65536, 140_000, 200_000, 300_000, 400_000):
         leave_room(disk, room)
         status, said = run(out)
-        assert status == 1, f"{room} bytes were enough"
+        assert status == HARDWARE, f"{room} bytes were enough"
         assert re.search(rf"error: cannot write (to )?{re.escape(str(out))}(/[^ ]*)?: No space left", said), said
         assert "Traceback" not in said
         refuse_invalid_tars(out)
@@ -102,7 +103,7 @@ def test_a_disk_that_is_full_at_the_very_end(disk, run, undisturbed):
         (out / name).unlink()
     leave_room(disk, 4096)
     status, said = run(out)
-    assert status == 1
+    assert status == HARDWARE
     assert f"cannot write to {out}: No space left on device" in said
     refuse_invalid_tars(out)
     (disk / "ballast").unlink()
@@ -123,7 +124,7 @@ def test_a_target_that_can_only_be_read(disk, run, undisturbed):
     mount_again("ro")
     for target in (out, disk / "other"):
         status, said = run(target)
-        assert status == 1
+        assert status == HARDWARE
         assert f"cannot write to {target}: Read-only file system; choose another `out`" in said
     assert contents(out) == before
     mount_again("rw")
@@ -137,7 +138,7 @@ def test_a_target_that_is_a_file(run, tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text("mine")
     status, said = run(out)
-    assert status == 1
+    assert status == HARDWARE
     assert f"cannot write to {out}: " in said
     assert "Traceback" not in said
     assert (tmp_path / place).read_text() == "mine"

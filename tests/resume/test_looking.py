@@ -9,6 +9,7 @@ from dying_runs import assert_same_run, config, metrics_of
 import alpro_stream.train.rehearsal
 from alpro_stream.errors import AlproError, ConfigError
 from alpro_stream.run import train
+from alpro_stream.shards.reader import ShardReader
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.testing.distributed import run_ranks
 from alpro_stream.testing.shards import write_dataset
@@ -138,10 +139,60 @@ def test_held_out_data_that_are_too_few_are_refused_before_training(corpus, tmp_
         train(config(corpus, tmp_path, **few))
 
 
+def damaged(folder):
+    """Overwrites the frames of a sample; gives its key."""
+    reader = ShardReader(folder)
+    shard = reader.info.shards[0].name
+    with (folder / f"{shard}.tar").open("r+b") as file:
+        for member in reader.frame_members(shard, 2):
+            file.seek(member.offset)
+            file.write(b"\0" * member.size)
+    return reader.metadata(shard, 2).key
+
+
+def test_a_damaged_held_out_clip_is_left_out_and_named(corpus, tmp_path, caplog):
+    write_dataset(tmp_path / "held_out", video_shards=(5, 6), image_shards=(), size=64)
+    key = damaged(tmp_path / "held_out")
+    sources = {"sources": [{"path": str(tmp_path / "held_out")}], "num_batches": 0}
+    train(config(corpus, tmp_path / "run", **validated(corpus, **sources), **{"train.max_steps": 2}))
+    assert "validation/text_to_video_r1" in read_metrics(tmp_path / "run")[-1]
+    assert f"validation leaves out video-000000:2 {key}: it cannot be decoded" in caplog.text
+
+
+def test_what_goes_wrong_in_a_look_does_not_cost_the_step(corpus, tmp_path, monkeypatch):
+    def broken(self):
+        raise AlproError("the held-out data are gone")
+
+    monkeypatch.setattr("alpro_stream.evaluate.validation.Validator.__call__", broken)
+    with pytest.raises(AlproError, match="are gone"):
+        train(config(corpus, tmp_path, **validated(corpus), **{"train.max_steps": 4, "train.checkpoint_every": 2}))
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000002"]
+
+
+def test_a_run_that_is_asked_to_stop_does_not_look_before_it_ends(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro_stream.evaluate.validation.Validator.__call__", lambda self: pytest.fail("looked"))
+    run = config(corpus, tmp_path, **validated(corpus, every=1), **{"train.max_steps": 4})
+    assert train(run, lambda: True).was_stopped
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000001"]
+
+
+def test_a_jump_ends_the_run_again_when_it_is_started_again(corpus, tmp_path):
+    """What is usual is known from the sittings before."""
+    steps = {"train.max_steps": 20, "train.checkpoint_every": 2, "train.log_every": 1}
+    train(config(corpus, tmp_path, **{**steps, "train.max_steps": 14}))
+    factor = 1 + 1e-6
+    stop = {"train.divergence.on_spike": "stop", "train.divergence.spike": factor, "train.divergence.window": 10}
+    for _ in range(2):
+        with pytest.raises(AlproError, match="times its usual"):
+            train(config(corpus, tmp_path, **steps, **stop, **{"train.optimizer.learning_rate": 3.0}))
+
+
 def test_a_loss_that_is_no_number_ends_the_run_or_is_said(corpus, tmp_path, caplog):
     broken = {"train.optimizer.learning_rate": 1e30, "train.max_steps": 4, "train.checkpoint_every": 1}
     with pytest.raises(AlproError, match=r"step \d cannot be used: .* is (nan|inf).*stream\.skip_steps=\[\["):
         train(config(corpus, tmp_path / "stop", **broken))
     train(config(corpus, tmp_path / "warn", **broken, **{"train.divergence.on_nan": "warn"}))
     assert len(read_metrics(tmp_path / "warn")) == 4
-    assert len(complete_checkpoints(tmp_path / "stop")) < 4
+    # The first step is made with a warm-up's rate of its own; what follows is of no use, and not saved.
+    steps = [line["step"] for line in read_metrics(tmp_path / "stop")]
+    assert [path.name for path in complete_checkpoints(tmp_path / "stop")] == [f"step-{s:06d}" for s in steps[:-1]][-2:]

@@ -3,6 +3,7 @@
 import resource
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dying_runs import (
 )
 
 from alpro_stream.errors import AlproError, CheckpointError
-from alpro_stream.run import train
+from alpro_stream.run import _only_run_in, train
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.testing.distributed import run_ranks
 from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint
@@ -77,7 +78,8 @@ def test_killed_in_the_middle_of_the_mark(corpus, undisturbed, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
 
 
-def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path):
+def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("alpro_stream.run._LOCK_WAIT_S", 0.5)
     run, told = config(corpus, tmp_path / "run", **STEPS), tmp_path / "told"
     with training(run, wait_at_step, 1, told) as other:
         while not told.exists():
@@ -90,6 +92,25 @@ def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path):
     assert not train(run).already_done
 
 
+def test_a_run_waits_for_ranks_that_still_save(tmp_path, caplog):
+    """Those of a launcher that was killed."""
+    with _only_run_in(tmp_path, 10):
+        over = threading.Event()
+        seen = []
+
+        def start_again():
+            with _only_run_in(tmp_path, 10):
+                seen.append(over.is_set())
+
+        thread = threading.Thread(target=start_again)
+        thread.start()
+        while "waiting up to 10 s for it" not in caplog.text:
+            time.sleep(0.01)
+        over.set()
+    thread.join(10)
+    assert seen == [True]
+
+
 def test_a_damaged_engine_state_is_named(corpus, undisturbed, tmp_path):
     run = config(corpus, tmp_path / "run", **{**STEPS, "train.max_steps": 8})
     shutil.copytree(undisturbed, run.run_dir)
@@ -99,6 +120,60 @@ def test_a_damaged_engine_state_is_named(corpus, undisturbed, tmp_path):
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"{file} is damaged: its SHA-256 is .*, or remove .*step-000006 to go"):
         train(run)
+
+
+@pytest.mark.parametrize("name", ["state.json", "quarantine.jsonl"])
+def test_a_damaged_or_missing_record_is_named(corpus, undisturbed, tmp_path, name):
+    """It decides with which step and which samples the run goes on."""
+    run = config(corpus, tmp_path / "run", **{**STEPS, "train.max_steps": 8})
+    shutil.copytree(undisturbed, run.run_dir)
+    file = latest_checkpoint(run.run_dir) / name
+    content = file.read_text()
+    file.write_text(content.replace('"step": 6', '"step": 5') or "{}")
+    with pytest.raises(CheckpointError, match=f"{file} is damaged"):
+        train(run)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing"):
+        train(run)
+
+
+def test_going_on_needs_no_starting_weights(corpus, undisturbed, tmp_path):
+    run = config(corpus, tmp_path / "run", **{**STEPS, "train.max_steps": 7}, start_from=str(tmp_path / "gone"))
+    shutil.copytree(undisturbed, run.run_dir)
+    assert train(run).num_steps == 7
+
+
+def train_with_a_configuration_of_its_own(corpus, run_dir):
+    import torch.distributed as dist
+
+    return _message(config(corpus, run_dir, **{**STEPS, "train.log_every": 2 + dist.get_rank()}))
+
+
+def test_ranks_with_other_configurations_are_refused(corpus, tmp_path):
+    first, second = run_ranks(train_with_a_configuration_of_its_own, 2, corpus, tmp_path, preload=PRELOAD)
+    assert second.startswith("the configuration of this rank is not that of rank 0: train.log_every: 3 != 2")
+    assert first == f"rank 1 failed: {second}"
+    assert not complete_checkpoints(tmp_path)
+
+
+def train_with_metrics_on_a_full_disk(corpus, run_dir):
+    import torch.distributed as dist
+
+    from alpro_stream.train.metrics import MetricsWriter
+
+    def full(self, step, values):
+        raise OSError(28, "No space left on device", str(run_dir / "metrics.jsonl"))
+
+    if dist.get_rank() == 0:
+        MetricsWriter.write = full
+    return _message(config(corpus, run_dir, **STEPS))
+
+
+def test_metrics_that_cannot_be_written_are_named_on_every_rank(corpus, tmp_path):
+    first, second = run_ranks(train_with_metrics_on_a_full_disk, 2, corpus, tmp_path, preload=PRELOAD)
+    assert "No space left on device" in first
+    assert "rank 0 failed" in second
+    assert "No space left on device" in second
 
 
 def train_on_a_small_disk(corpus, run_dir, full_rank):
@@ -120,7 +195,7 @@ def train_with_another_stage(corpus, run_dir):
 def _message(run):
     try:
         train(run)
-    except AlproError as error:
+    except (AlproError, OSError) as error:
         return str(error)
     return "trained"
 

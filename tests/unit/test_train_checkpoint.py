@@ -34,7 +34,7 @@ def write_files(directory):
 
 
 def save(run_dir, step, keep=2, write=write_files):
-    return publish(run_dir, step, ALONE, write, keep)
+    return publish(run_dir, step, ALONE, [write], keep)
 
 
 def names(run_dir):
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_the_format_before_counts_so_that_it_is_refused_by_name(
     with pytest.raises(CheckpointError, match="format version 2, this program reads 3: go on with the version"):
         read_state(path)
     with pytest.raises(CheckpointError, match=r"COMPLETE does not hold the digests of the checkpoint's files"):
-        check_files(path, "engine")
+        check_files(path, ["engine/"])
 
 
 def damage(path):
@@ -162,10 +162,10 @@ def test_files_are_compared_with_the_mark(tmp_path, change, message):
     path = save(tmp_path, 5)
     change(path)
     if message is None:
-        check_files(path, "engine")
+        check_files(path, ["engine/"])
         return
     with pytest.raises(CheckpointError, match=message):
-        check_files(path, "engine")
+        check_files(path, ["engine/"])
 
 
 def test_the_code_is_named_by_its_commit_or_by_its_version(tmp_path, monkeypatch):

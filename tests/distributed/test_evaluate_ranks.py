@@ -1,0 +1,149 @@
+"""Evaluation on several ranks: the same scores, the work in parts, and one message when a rank fails."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from retrieval_files import evaluation, write_checkpoint, write_split
+
+from alpro_launch.cli import main
+from alpro_launch.evaluate import main as entry
+from alpro_stream.errors import AlproError
+from alpro_stream.evaluate.retrieval import evaluate
+from alpro_stream.exit_status import DATA
+from alpro_stream.model.alpro import DualEncoder
+from alpro_stream.model.text_encoder import MultimodalEncoder
+from alpro_stream.testing.distributed import run_ranks
+from alpro_stream.train.distributed import join_world
+
+PRELOAD = ["alpro_stream.evaluate.retrieval"]
+# 7 videos and 11 captions: neither is divided by 2 or 3 ranks.
+CAPTIONS = [["a red dog", "the dog"], ["a cat"], ["a car", "the blue car", "one car"], ["a tree"], ["a boat", "boat"]]
+CAPTIONS += [["a house moves"], ["a bird moves"]]
+NUM_VIDEOS, NUM_CAPTIONS = 7, 11
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    write_split(folder / "split", CAPTIONS)
+    write_split(folder / "few", CAPTIONS[:2])
+    write_checkpoint(folder / "model")
+    return folder
+
+
+def evaluate_on_a_rank(root, split, out, changes):
+    """What a rank finds, and how many rows it has put through each part of the model."""
+    rows = Counter()
+    for owner, method in ((DualEncoder, "encode_video"), (DualEncoder, "encode_text"), (MultimodalEncoder, "forward")):
+        _count(rows, owner, method)
+    result = evaluate(evaluation(root, root / split, out=out, **changes), join_world(60))
+    return result["metrics"], dict(rows)
+
+
+def _count(rows, owner, method):
+    original = getattr(owner, method)
+
+    def counting(self, first, *rest, **named):
+        rows[method] += len(first)
+        return original(self, first, *rest, **named)
+
+    setattr(owner, method, counting)
+
+
+def on_ranks(number, *arguments):
+    return run_ranks(evaluate_on_a_rank, number, *arguments, preload=PRELOAD)
+
+
+def scores_of(folder):
+    with np.load(folder / "scores.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "rerank", "top_k": 2}, {"num_clips": 2, "aggregation": "lse", "dual_softmax": True}],
+    ids=["exact", "rerank", "clips"],
+)
+def test_any_number_of_ranks_gives_the_same_scores(root, tmp_path, changes):
+    alone = {"out": tmp_path / "alone", **changes}
+    expected = evaluate(evaluation(root, root / "split", **alone))["metrics"]
+    for number in (1, 2, 3):
+        found = on_ranks(number, root, "split", tmp_path / str(number), changes)
+        for metrics, _ in found:
+            assert metrics == expected
+        ours, theirs = scores_of(tmp_path / str(number)), scores_of(tmp_path / "alone")
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            if ours[name].dtype.kind == "f":
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-6)
+            else:
+                assert (ours[name] == theirs[name]).all()
+
+
+def test_each_rank_does_its_part(root, tmp_path):
+    for number in (2, 3):
+        found = [rows for _, rows in on_ranks(number, root, "split", tmp_path / str(number), {})]
+        # As many on each: the last item again where there are too few.
+        videos, captions = -(-NUM_VIDEOS // number), -(-NUM_CAPTIONS // number)
+        part = {"encode_video": videos, "encode_text": captions, "forward": captions * NUM_VIDEOS}
+        assert found == [part] * number
+
+
+def test_more_ranks_than_videos(root, tmp_path):
+    expected = evaluate(evaluation(root, root / "few", out=tmp_path / "alone"))["metrics"]
+    assert [metrics for metrics, _ in on_ranks(3, root, "few", tmp_path / "three", {})] == [expected] * 3
+
+
+def fail_on_a_rank(root, out):
+    world = join_world(60)
+    if world.rank == 1:
+        DualEncoder.encode_video = _refuse
+    try:
+        evaluate(evaluation(root, root / "split", out=out), world)
+    except AlproError as error:
+        return type(error).__name__, str(error)
+    return "fine", ""
+
+
+def _refuse(self, video):
+    raise AlproError("no such pixels")
+
+
+def test_a_rank_that_fails_ends_all_and_leaves_no_result(root, tmp_path):
+    first, second = run_ranks(fail_on_a_rank, 2, root, tmp_path / "out", preload=PRELOAD)
+    assert first == ("OtherRankError", "rank 1 failed: no such pixels")
+    assert second == ("AlproError", "no such pixels")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_starts_ranks_and_makes_their_result_again(root, tmp_path, capfd):
+    config = evaluation(root, root / "split", out=tmp_path / "out")
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    assert main(["evaluate", str(path), "--ranks", "2"]) == 0
+    assert main(["evaluate", str(tmp_path / "out/result.json")]) == 0
+    assert "the same as" in capfd.readouterr().out
+
+
+def test_the_entry_of_a_rank_ends_with_one_message_and_its_status(root, tmp_path, capsys):
+    config = evaluation(root, root / "split", out=tmp_path / "none")
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    (root / "split/video-000000.tar").rename(root / "split/away")
+    try:
+        assert entry(["--local_rank=0", str(path)]) == DATA
+    finally:
+        (root / "split/away").rename(root / "split/video-000000.tar")
+        torch.distributed.destroy_process_group()
+    shown = capsys.readouterr().err
+    assert "video-000000" in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+    assert entry(["--ranks", "2"]) == 2
