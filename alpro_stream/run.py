@@ -6,27 +6,37 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from platform import python_version
+from typing import IO, Any, Literal, Self
 
 import torch
 from pydantic import model_validator
 
-from alpro_stream.config import Config, save_config, validate
+from alpro_stream.config import Config, differences, save_config, validate
 from alpro_stream.errors import CheckpointError, ConfigError
+from alpro_stream.evaluate.answer_list import AnswersConfig, answer_list, check_questions
 from alpro_stream.evaluate.validation import ValidationConfig, open_validation
+from alpro_stream.losses.answers import AnswerObjective
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
 from alpro_stream.manifest import KINDS, Kind
-from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig
+from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig, Task
 from alpro_stream.model.checkpointing import set_checkpointing
 from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.model.folder import ModelDescription, write_model
-from alpro_stream.model.operations import contrastive_operations, peak_per_s, pretraining_operations
+from alpro_stream.model.operations import (
+    answering_operations,
+    contrastive_operations,
+    peak_per_s,
+    pretraining_operations,
+    retrieval_operations,
+)
 from alpro_stream.model.weights import start_from_pretrained
 from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
 from alpro_stream.shards.entities import load_entities, merge_entities
@@ -50,26 +60,41 @@ from alpro_stream.stream.sources import (
     shards_kept_open,
 )
 from alpro_stream.stream.text import Tokenizer
-from alpro_stream.train.checkpoint import complete_checkpoints, latest_checkpoint, read_state
+from alpro_stream.train.checkpoint import (
+    STATE_FILE,
+    check_files,
+    code_version,
+    complete_checkpoints,
+    latest_checkpoint,
+    read_state,
+)
 from alpro_stream.train.distributed import World, join_world
 from alpro_stream.train.engine import Engine
 from alpro_stream.train.metrics import RESOLVED_CONFIG_FILE
 from alpro_stream.train.rehearsal import made_up_batch, rehearse
-from alpro_stream.train.restore import describe_prompter, ensure_bank, load_labeller, start_from_trained
+from alpro_stream.train.restore import check_weights, describe_prompter, ensure_bank, load_labeller, start_from_trained
 from alpro_stream.train.trainer import Parts, TrainConfig, Trainer
+from alpro_stream.train.watchdog import watching
 
 logger = logging.getLogger(__name__)
 
 _VERSIONS = ("alpro-stream", "torch", "deepspeed", "transformers", "timm")
+# Also a save of a large model ends within it.
+_LOCK_WAIT_S = 60.0
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONS}
 
 
 class RunConfig(Config):
-    """One training run: stage one (`task: prompter`) or stage two (`task: pretrain`)."""
+    """One training run: stage one (`task: prompter`), stage two (`task: pretrain`), or fine-tuning."""
 
     work_dir: str = "runs"
     """Only a name for `${work_dir}` inside the file, so that one override moves everything."""
-    task: Literal["prompter", "pretrain"]
-    """What is trained: the dual encoder with VTC alone, or ALPRO with four losses."""
+    task: Task
+    """What is trained: the dual encoder with VTC alone (`prompter`), ALPRO with four losses (`pretrain`), the same with
+    VTC and VTM (`retrieval`), or with a head that chooses an answer (`question_answering`)."""
     run_dir: Path
     """Gets checkpoints, metrics and logs."""
     stream: StreamConfig
@@ -79,8 +104,12 @@ class RunConfig(Config):
     start_from: Path | None = None
     """Starting weights in place of a pretrained ViT and BERT: a run, a checkpoint, an exported model, or a released
     file of ALPRO's authors or of LAVIS. Heads that it does not have start fresh."""
+    frozen: tuple[Literal["video_encoder", "text_encoder"], ...] = ()
+    """Encoders that keep their starting weights, as features computed beforehand do; their dropout is configured."""
     losses: ObjectiveConfig = ObjectiveConfig()
-    """Weights of the losses; stage one uses VTC alone."""
+    """Weights of the losses; stage one uses VTC alone, retrieval VTC and VTM, question answering none of them."""
+    answers: AnswersConfig = AnswersConfig()
+    """Answers that question answering chooses from."""
     prompter: PrompterConfig | None = None
     """The frozen prompter; needed while PEM has a weight."""
     train: TrainConfig = TrainConfig()
@@ -95,10 +124,18 @@ class RunConfig(Config):
     def _fits_together(self) -> Self:
         if self.task == "pretrain" and self.losses.pem.weight and self.prompter is None:
             raise ValueError("PEM needs a prompter: set prompter.checkpoint, or losses.pem.weight=0")
-        if self.task == "pretrain" and self.losses.vtm and self.stream.global_batch < 2 * self.stream.num_lanes:
+        fuses_pairs = self.task in ("pretrain", "retrieval") and self.losses.vtm
+        if fuses_pairs and self.stream.global_batch < 2 * self.stream.num_lanes:
             raise ValueError(
                 f"stream.global_batch {self.stream.global_batch} over stream.num_lanes {self.stream.num_lanes} leaves "
                 "one sample in a lane, where VTM finds no negative: use fewer lanes, or losses.vtm=0"
+            )
+        if self.task == "retrieval" and not (self.losses.vtc or self.losses.vtm):
+            raise ValueError("retrieval is trained with VTC and VTM, and both have weight 0: there is nothing to train")
+        if self.task == "question_answering" and self.stream.unit != "question":
+            raise ValueError(
+                f"stream.unit is {self.stream.unit}; question answering reads questions with their answers: set "
+                "stream.unit=question"
             )
         return self
 
@@ -106,6 +143,14 @@ class RunConfig(Config):
     def uses_pem(self) -> bool:
         """Whether soft labels are needed."""
         return self.task == "pretrain" and self.losses.pem.weight > 0
+
+    @property
+    def used_losses(self) -> ObjectiveConfig:
+        """Weights of what pre-training and retrieval are trained with."""
+        if self.task != "retrieval":
+            return self.losses
+        no_pem = self.losses.pem.model_copy(update={"weight": 0.0})
+        return self.losses.model_copy(update={"mlm": 0.0, "pem": no_pem})
 
 
 class FinishedRun(Config):
@@ -124,33 +169,44 @@ class FinishedRun(Config):
     was_stopped: bool = False
 
 
-def train(config: RunConfig, is_asked_to_stop: Callable[[], bool] = lambda: False) -> FinishedRun:
+def train(
+    config: RunConfig,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
+    on_silence: Callable[[str], None] = logger.error,
+) -> FinishedRun:
     """Trains, or goes on from the newest complete checkpoint in `run_dir`; called on every rank.
 
     Args:
         config: of the run.
         is_asked_to_stop: asked after each step; where it is so on any rank, all save and return.
+        on_silence: called from a thread, with a message, when this rank stands still; see `train.watchdog`.
 
     Raises:
         AlproError: with a message for the user; see `alpro_stream.errors`.
     """
-    world = join_world(config.train.timeout_s)
+    # Ranks of other versions, or of another commit, might compute other things from the same bytes.
+    world = join_world(config.train.timeout_s, {**_versions(), "code": code_version(), "python": python_version()})
     if world.device.type == "cpu":
         keep_freed_memory()
     if config.train.engine.num_threads:
         torch.set_num_threads(config.train.engine.num_threads)
+    _check_all_want_the_same(config, world)
     with ExitStack() as stack:
         with world.all_or_none():
             if world.is_first:
-                stack.enter_context(_only_run_in(config.run_dir))
-        gauges = Gauges()
+                stack.enter_context(_only_run_in(config.run_dir, min(_LOCK_WAIT_S, config.train.timeout_s / 2)))
         with world.all_or_none():
-            storage = stack.enter_context(_storage(config, world, gauges))
-        listings, entities = world.from_first(
-            lambda: _read_once(config, storage), "the descriptions and exclude lists of the data sets"
+            logs = config.run_dir / "logs"
+            stack.enter_context(watching(world.stage, config.train.timeout_s, logs, world.rank, on_silence))
+        gauges = Gauges()
+        world.stage.enter("the opening of the data")
+        with world.all_or_none():
+            storage = stack.enter_context(open_storage(config, world, gauges))
+        known = world.from_first(
+            lambda: read_once(config, storage), "the descriptions and exclude lists of the data sets"
         )
         with world.all_or_none():
-            data = _open_data(config, world, storage, listings, entities)
+            data = open_data(config, world, storage, known, find_prompter(config))
             for source in data.sources:
                 stack.callback(source.reader.close)
             previous = _previous_checkpoint(config, world, data)
@@ -167,6 +223,7 @@ def train(config: RunConfig, is_asked_to_stop: Callable[[], bool] = lambda: Fals
             if previous is None:
                 raise ConfigError(f"stream.skip_steps leaves out all {num_steps} steps of the run; leave some to train")
             return FinishedRun(checkpoint=previous, num_steps=num_steps, already_done=True)
+        world.stage.enter("the building of decoder, model and prompter")
         parts = _build(config, world, data, gauges, previous, is_asked_to_stop, stack)
         lookahead = config.prompter.lookahead if config.prompter else 0
         trainer = Trainer(config.train, parts, config.stream.seed, lookahead, config.stream.skip_steps)
@@ -177,12 +234,12 @@ def train(config: RunConfig, is_asked_to_stop: Callable[[], bool] = lambda: Fals
 
 
 @contextmanager
-def _only_run_in(run_dir: Path) -> Iterator[None]:
+def _only_run_in(run_dir: Path, wait_s: float) -> Iterator[None]:
     """Holds the run directory; the lock ends with the process, however that ends."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _wait_for_lock(file, run_dir, wait_s)
         except BlockingIOError as error:
             raise CheckpointError(
                 f"another process is training in {run_dir}; wait for it, or set another run_dir"
@@ -192,19 +249,45 @@ def _only_run_in(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _wait_for_lock(file: IO[str], run_dir: Path, wait_s: float) -> None:
+    """Ranks whose launcher was killed save before they end, and a run that is started again at once meets them."""
+    deadline, said = time.monotonic() + wait_s, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        if not said:
+            logger.warning("another process is training in %s; waiting up to %g s for it", run_dir, wait_s)
+            said = True
+        time.sleep(0.2)
+
+
 @dataclass(frozen=True)
-class _Data:
+class ReadOnce:
+    """What the first rank reads for all: descriptions of the data sets, and the lists that heads are made for."""
+
+    listings: tuple[Listing, ...]
+    entities: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class RunData:
     """What is cheap to open, and decides whether the run can begin at all."""
 
     sources: tuple[Source, ...]
     plan: Plan
     tokenizer: Tokenizer
     entities: list[str]
+    answers: list[str]
     prompter: Path | None
     prompter_digest: str | None
 
 
-def _storage(config: RunConfig, world: World, gauges: Gauges) -> AbstractContextManager[Storage]:
+def open_storage(config: RunConfig, world: World, gauges: Gauges) -> AbstractContextManager[Storage]:
     """How shards are reached by a rank."""
     stream = config.stream
     # One that is closed and opened again for every batch would cost more than its frames.
@@ -215,17 +298,43 @@ def _storage(config: RunConfig, world: World, gauges: Gauges) -> AbstractContext
     )
 
 
-def _read_once(config: RunConfig, storage: Storage) -> tuple[tuple[Listing, ...], list[str]]:
-    """What the first rank reads for all: thousands of ranks that ask for the same files are a burden on any storage."""
-    listings = read_listings(config.stream.sources, config.stream.unit, storage)
-    entities = run_entities(config.prompter, config.stream) if config.uses_pem and config.prompter else []
-    return listings, entities
+def read_once(config: RunConfig, storage: Storage) -> ReadOnce:
+    """What the first rank reads for all: thousands of ranks that ask for the same files are a burden on any storage.
+
+    Raises:
+        AlproError: data sets, entities or answers are not there, or cannot be used.
+    """
+    stream = config.stream
+    listings = read_listings(stream.sources, stream.unit, storage)
+    entities = run_entities(config.prompter, stream) if config.uses_pem and config.prompter else []
+    answers = _run_answers(config, storage, listings) if config.task == "question_answering" else []
+    return ReadOnce(listings, entities, answers)
 
 
-def _open_data(
-    config: RunConfig, world: World, storage: Storage, listings: Sequence[Listing], entities: list[str]
-) -> _Data:
-    sources = open_sources(config.stream.sources, config.stream.unit, storage, listings)
+def _run_answers(config: RunConfig, storage: Storage, listings: Sequence[Listing]) -> list[str]:
+    stream = config.stream
+    check_questions(listings, [source.path for source in stream.sources])
+    sources = open_sources(stream.sources, stream.unit, storage, listings)
+    try:
+        return answer_list(config.answers, sources)
+    finally:
+        for source in sources:
+            source.reader.close()
+
+
+def open_data(
+    config: RunConfig,
+    world: World,
+    storage: Storage,
+    known: ReadOnce,
+    prompter: tuple[Path, str] | None,
+) -> RunData:
+    """Opens what `read_once` and `find_prompter` gave on a rank.
+
+    Raises:
+        AlproError: the data sets, the order, the ranks and the tokenizer do not fit together.
+    """
+    sources = open_sources(config.stream.sources, config.stream.unit, storage, known.listings)
     plan = make_plan(config.stream, sources)
     for source, steps, left_over in zip(sources, plan.steps_per_pass, plan.left_over, strict=True):
         text = "source %s: %d %ss, %d steps a pass; left over in each pass: %d"
@@ -237,19 +346,28 @@ def _open_data(
             f"of a rank ({config.stream.num_lanes} lanes over {world.size} ranks): lanes are never split"
         )
     tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
+    return RunData(sources, plan, tokenizer, known.entities, known.answers, *(prompter or (None, None)))
+
+
+def find_prompter(config: RunConfig) -> tuple[Path, str] | None:
+    """Folder and digest of the prompter; None without PEM. Asked once: the run of stage one may be writing newer ones.
+
+    Raises:
+        CheckpointError: there is none, or it sees other crops than this run makes.
+    """
     if not config.uses_pem or config.prompter is None:
-        return _Data(sources, plan, tokenizer, [], None, None)
-    # Looked up once: the run of stage one may be writing newer ones.
-    prompter, description, digest = describe_prompter(config.prompter.checkpoint)
+        return None
+    folder, description, digest = describe_prompter(config.prompter.checkpoint)
     _check_prompter(config, description.model)
-    return _Data(sources, plan, tokenizer, entities, prompter, digest)
+    return folder, digest
 
 
-def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path | None:
+def _previous_checkpoint(config: RunConfig, world: World, data: RunData) -> Path | None:
     """The newest complete checkpoint in the run directory, which must be of the same run."""
     found = complete_checkpoints(config.run_dir)
     if not found:
         return None
+    check_files(found[-1], (STATE_FILE, RECORD_FILE))
     state = read_state(found[-1])
     check_fingerprint(state["fingerprint"], _fingerprint(config, data), str(found[-1]), config.accept)
     stage = config.train.engine.zero_stage
@@ -262,7 +380,19 @@ def _previous_checkpoint(config: RunConfig, world: World, data: _Data) -> Path |
     return found[-1]
 
 
-def _check_all_see_the_same(config: RunConfig, world: World, data: _Data, previous: Path | None) -> None:
+def _check_all_want_the_same(config: RunConfig, world: World) -> None:
+    """On several machines each rank reads its own file, and gets its own overrides."""
+    ours = config.model_dump(mode="json")
+    theirs = world.from_first(lambda: ours, "its configuration")
+    with world.all_or_none("the configurations of all ranks"):
+        if found := differences(ours, theirs):
+            raise ConfigError(
+                f"the configuration of this rank is not that of rank 0: {'; '.join(found)} (here != there); give all "
+                "machines the same file and the same overrides"
+            )
+
+
+def _check_all_see_the_same(config: RunConfig, world: World, data: RunData, previous: Path | None) -> None:
     """Ranks that begin at different steps, or with different data, would train nonsense without an error."""
     seen = {"fingerprint": _fingerprint(config, data), "previous": previous.name if previous else None}
     if not world.all_same(json.dumps(seen, sort_keys=True)):
@@ -272,8 +402,8 @@ def _check_all_see_the_same(config: RunConfig, world: World, data: _Data, previo
         )
 
 
-def _fingerprint(config: RunConfig, data: _Data) -> dict[str, Any]:
-    """What must not change inside a run: its data, its model, its task, its prompter."""
+def _fingerprint(config: RunConfig, data: RunData) -> dict[str, Any]:
+    """What must not change inside a run: its data, its model, its task, its prompter, its answers."""
     starting_weights = {"video": {"pretrained"}, "text": {"pretrained"}}
     return {
         **fingerprint(config.stream, data.sources, data.tokenizer, config.model.video.num_frames),
@@ -281,6 +411,8 @@ def _fingerprint(config: RunConfig, data: _Data) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json", exclude=starting_weights),
         "entities": hashlib.sha256("\n".join(data.entities).encode()).hexdigest(),
         "prompter": data.prompter_digest,
+        **({"frozen": sorted(config.frozen)} if config.frozen else {}),
+        **({"answers": hashlib.sha256("\n".join(data.answers).encode()).hexdigest()} if data.answers else {}),
     }
 
 
@@ -296,14 +428,13 @@ def _quarantine(config: RunConfig, world: World, sources: Sequence[Source], prev
 def _build(
     config: RunConfig,
     world: World,
-    data: _Data,
+    data: RunData,
     gauges: Gauges,
     previous: Path | None,
     is_asked_to_stop: Callable[[], bool],
     stack: ExitStack,
 ) -> Parts:
     """Decoder, model, engine and prompter: what takes seconds. What must be ended goes on the stack."""
-    video = config.model.video
     rank_batch = config.stream.global_batch // world.size
     with world.all_or_none():
         if world.is_first:
@@ -312,47 +443,39 @@ def _build(
             if not previous:  # Of a sitting that came to no checkpoint, perhaps with other data.
                 shutil.rmtree(config.run_dir / RECORD_FOLDER, ignore_errors=True)
             if data.prompter:
+                check_weights(data.prompter)
                 ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
     with world.all_or_none():
-        device_id = world.local_rank if world.device.type == "cuda" else None
-        num_frames, image_size = video.num_frames, video.image_size
-        decoder = build_clip_decoder(config.stream.decode, image_size, rank_batch * num_frames, device_id, gauges)
-        maker = BatchMaker(
-            config.stream,
-            data.sources,
-            data.tokenizer,
-            decoder,
-            num_frames,
-            image_size,
-            video.patch_size,
-            _quarantine(config, world, data.sources, previous),
-            gauges,
-        )
+        maker = build_maker(config, world, data, _quarantine(config, world, data.sources, previous), gauges)
         stack.callback(maker.close)
         prompter = None
         if data.prompter:  # It starts while the model is built.
-            prompter = stack.enter_context(closing(_start_prompter(config, world, data, data.prompter, rank_batch)))
+            bank = ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
+            log = config.run_dir / "logs" / f"prompter-rank{world.rank}.log"
+            prompter = start_prompter(config, world, data.prompter, bank, len(data.entities), log)
+            stack.callback(prompter.close)
         torch.manual_seed(config.stream.seed)
-        objective = _objective(config, data)
-        set_checkpointing(objective, config.train.engine.activation_checkpointing)
+        objective = build_objective(config, data, is_resumed=previous is not None)
         validation = None
         if config.validation:
             validation = open_validation(
                 config.validation, config.stream, config.model.video, data.tokenizer, len(data.entities), world, stack
             )
     if config.train.rehearsal:
+        world.stage.enter("the rehearsal")
         rehearsed = copy.deepcopy(objective)
         if config.train.engine.compile:
             rehearsed.compile_parts()
         rehearse(
             rehearsed,
-            _made_up_batches(config, data, world),
+            made_up_batches(config, data, world),
             len(data.entities),
             config.train.engine,
             config.train.optimizer,
             world,
         )
         del rehearsed
+    world.stage.enter("the building of the engine")
     if config.train.engine.compile:
         objective.compile_parts()
     engine = Engine(objective, config.train.engine, config.train.optimizer, world, rank_batch)
@@ -365,7 +488,7 @@ def _build(
         engine=engine,
         prompter=prompter,
         fingerprint=_fingerprint(config, data),
-        versions={name: version(name) for name in _VERSIONS},
+        versions=_versions(),
         operations={kind: _operations(config, data, kind) for kind in KINDS},
         peak_per_s=_peak_per_s(config, world),
         save_extras=partial(_save_extras, config, world, engine, data),
@@ -376,7 +499,26 @@ def _build(
     )
 
 
-def _made_up_batches(config: RunConfig, data: _Data, world: World) -> list[Batch]:
+def build_maker(config: RunConfig, world: World, data: RunData, quarantine: Quarantine, gauges: Gauges) -> BatchMaker:
+    """What makes the batches of a rank, with its decoder; to be closed."""
+    video = config.model.video
+    max_frames = config.stream.global_batch // world.size * video.num_frames
+    device_id = world.local_rank if world.device.type == "cuda" else None
+    decoder = build_clip_decoder(config.stream.decode, video.image_size, max_frames, device_id, gauges)
+    return BatchMaker(
+        config.stream,
+        data.sources,
+        data.tokenizer,
+        decoder,
+        video.num_frames,
+        video.image_size,
+        video.patch_size,
+        quarantine,
+        gauges,
+    )
+
+
+def made_up_batches(config: RunConfig, data: RunData, world: World) -> list[Batch]:
     """One of each kind that the run has."""
     video, stream = config.model.video, config.stream
     return [
@@ -394,32 +536,46 @@ def _made_up_batches(config: RunConfig, data: _Data, world: World) -> list[Batch
     ]
 
 
-def _objective(config: RunConfig, data: _Data) -> DualObjective | PretrainObjective:
-    model = _description(config, data).build()
-    start_from_pretrained(model)
-    if config.start_from:
-        start_from_trained(model, data.tokenizer, data.entities, config.start_from)
+def build_objective(
+    config: RunConfig, data: RunData, *, is_resumed: bool = False
+) -> DualObjective | PretrainObjective | AnswerObjective:
+    """The model with its losses and its starting weights, which one that is resumed does not need."""
+    model = describe_model(config, data).build()
+    if not is_resumed:
+        start_from_pretrained(model)
+    if config.start_from and not is_resumed:
+        start_from_trained(model, data.tokenizer, data.entities, config.start_from, data.answers)
+    for encoder in config.frozen:
+        (model if isinstance(model, DualEncoder) else model.dual).get_submodule(encoder).requires_grad_(False)
+    objective: DualObjective | PretrainObjective | AnswerObjective
     if isinstance(model, DualEncoder):
-        return DualObjective(model)
-    return PretrainObjective(model, config.losses)
+        objective = DualObjective(model)
+    elif config.task == "question_answering":
+        objective = AnswerObjective(model, data.answers)
+    else:
+        objective = PretrainObjective(model, config.used_losses)
+    set_checkpointing(objective, config.train.engine.activation_checkpointing)
+    return objective
 
 
-def _start_prompter(config: RunConfig, world: World, data: _Data, checkpoint: Path, rank_batch: int) -> Prompter:
+def start_prompter(
+    config: RunConfig, world: World, checkpoint: Path, bank: Path, num_entities: int, log: Path
+) -> Prompter:
+    """The prompter of a rank; to be closed."""
     assert config.prompter is not None
-    bank = ensure_bank(checkpoint, data.entities, config.run_dir / "prompter", world.device)
     prompter = config.prompter
     make_labeller = partial(
         load_labeller, checkpoint, bank, config.losses.pem, world.device, prompter.precision, prompter.compile
     )
-    if config.prompter.placement == "inline":
+    if prompter.placement == "inline":
         return InlinePrompter(make_labeller())
     video = config.model.video
     return PrompterClient(
         make_labeller,
-        (rank_batch, video.num_frames, video.image_size, video.image_size, 3),
-        len(data.entities),
-        config.prompter,
-        config.run_dir / "logs" / f"prompter-rank{world.rank}.log",
+        (config.stream.global_batch // world.size, video.num_frames, video.image_size, video.image_size, 3),
+        num_entities,
+        prompter,
+        log,
         world.rank,
         world.device,
     )
@@ -436,7 +592,7 @@ def _check_prompter(config: RunConfig, theirs: ModelConfig) -> None:
             )
 
 
-def _description(config: RunConfig, data: _Data) -> ModelDescription:
+def describe_model(config: RunConfig, data: RunData) -> ModelDescription:
     """What a reader of the weights needs to know."""
     values = {
         "task": config.task,
@@ -444,19 +600,25 @@ def _description(config: RunConfig, data: _Data) -> ModelDescription:
         "vocab_size": data.tokenizer.vocab_size,
         "num_tokens": config.stream.text.num_tokens,
         "entities": tuple(data.entities),
+        "answers": tuple(data.answers),
     }
     return validate(ModelDescription, values, source="stream and model")
 
 
-def _operations(config: RunConfig, data: _Data, kind: Kind) -> float:
+def _operations(config: RunConfig, data: RunData, kind: Kind) -> float:
     """Floating point operations of a sample in a step."""
-    description = _description(config, data)
+    description = describe_model(config, data)
     once = kind == "image" and config.model.video.still == "once"
     num_frames = 1 if once else None
+    model, num_tokens = config.model, description.num_tokens
     if config.task == "prompter":
-        return contrastive_operations(config.model, description.num_tokens, num_frames).step
+        return contrastive_operations(model, num_tokens, num_frames).step
+    if config.task == "retrieval":
+        return retrieval_operations(model, num_tokens, num_frames).step
+    if config.task == "question_answering":
+        return answering_operations(model, num_tokens, len(description.answers), num_frames).step
     heads = Heads.of("pretrain", len(description.entities))
-    return pretraining_operations(config.model, description.num_tokens, description.vocab_size, heads, num_frames).step
+    return pretraining_operations(model, num_tokens, description.vocab_size, heads, num_frames).step
 
 
 def _peak_per_s(config: RunConfig, world: World) -> float | None:
@@ -486,10 +648,10 @@ def run_entities(config: PrompterConfig, stream: StreamConfig) -> list[str]:
     return words
 
 
-def _save_extras(config: RunConfig, world: World, engine: Engine, data: _Data, directory: Path) -> None:
+def _save_extras(config: RunConfig, world: World, engine: Engine, data: RunData, directory: Path) -> None:
     parameters = engine.full_parameters()
     if world.is_first:
         prefix = "model."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in parameters.items() if name.startswith(prefix)}
-        write_model(directory, _description(config, data), tensors, data.tokenizer)
+        write_model(directory, describe_model(config, data), tensors, data.tokenizer)
         save_config(config, directory / "config.yaml")

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from alpro_launch.restart import read_launch_log
 from alpro_stream.config import differences, load_config
 from alpro_stream.errors import AlproError
 from alpro_stream.run import RunConfig
@@ -66,12 +67,16 @@ def is_run(path: Path) -> bool:
 
 
 def run_view(run_dir: Path) -> dict[str, Any]:
-    """The complete checkpoints of a run, oldest first, its last step, and what holds it up if its metrics tell."""
-    lines = read_metrics(run_dir)
+    """The complete checkpoints of a run, oldest first, its last step, and what holds it up if its metrics tell.
+
+    ``attempts`` are those of `alpro train --max-restarts` and `--hostfile`, oldest first.
+    """
+    lines, attempts = read_metrics(run_dir), read_launch_log(run_dir)
     return {
         "checkpoints": [checkpoint.name for checkpoint in complete_checkpoints(run_dir)],
         "last_step": int(lines[-1]["step"]) if lines else None,
         **({"bottleneck": found} if (found := recent_bottleneck(lines)) else {}),
+        **({"attempts": attempts} if attempts else {}),
     }
 
 

@@ -5,15 +5,16 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alpro_launch.search import add_search_flags
+from alpro_launch.train_command import add_place_flags, add_train_flags, node_of, run_train
 from alpro_sharding.flags import add_shard_flags
-from alpro_stream.config import load_config
 from alpro_stream.errors import AlproError, ConfigError
+from alpro_stream.exit_status import HARDWARE, INTERRUPTED, status_of
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-_GOES_ON = "the same command goes on from the last checkpoint"
 _SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -27,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system's text says it.
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return status_of(error)
+    except Exception as error:
+        traceback.print_exc()
+        return status_of(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,8 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     add_shard_flags(shard)
     train = _add(commands, "train", _train, "train; several configs are trained one after the other")
     _takes_config(train, several=True)
-    train.add_argument("--ranks", type=int, default=1, help="processes on this machine (default 1)")
-    _takes_config(_add(commands, "evaluate", _evaluate, "text-video retrieval from a checkpoint"))
+    add_train_flags(train)
+    preflight = _add(commands, "preflight", _preflight, "look at machines, data and settings of a run before it starts")
+    _takes_config(preflight)
+    add_place_flags(preflight)
+    preflight.add_argument("--json", metavar="FILE", help="write what was found there too")
+    evaluate = _add(commands, "evaluate", _evaluate, "text-video retrieval from a checkpoint, or a table of results")
+    what = "a YAML file, or a result.json to make again, then key=value overrides; with --table several results"
+    evaluate.add_argument("arguments", nargs="+", metavar="CONFIG [key=value ...]", help=what)
+    evaluate.add_argument("--table", action="store_true", help="print results beside each other; evaluate nothing")
+    add_place_flags(evaluate)
     inspect = _add(commands, "inspect", _inspect, "say what a folder of shards, of a run or of a model holds")
     inspect.add_argument("path", type=Path, help="folder of a split, of a run, of a checkpoint or of an exported model")
     inspect.add_argument("--verify", action="store_true", help="compare all shards with their digests")
@@ -64,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     what = "with --shuffle: settings of the order, such as window_shards=16 or ranks=8"
     inspect.add_argument("arguments", nargs="*", metavar="key=value", help=what)
     _add_export(commands)
+    embed = _add(commands, "embed", _embed, "the clips of data sets as an index that can be searched")
+    _takes_config(embed)
+    embed.add_argument("--ranks", type=int, default=1, help="processes on this machine, one a GPU (default 1)")
+    add_search_flags(_add(commands, "search", _search, "find clips by what a text says"))
     answer = _add(commands, "answer", _answer, "answer a question about a video or an image")
     answer.add_argument("video", help="a file, or an http(s) address")
     answer.add_argument("question", help='such as "what is the man doing?"')
@@ -144,33 +160,36 @@ def _shard(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from alpro_launch.local_ranks import rank_environments, train_command
-    from alpro_launch.processes import run
-
-    if arguments.ranks < 1:
-        raise ConfigError(f"--ranks {arguments.ranks}: at least 1 is needed")
     configs, overrides = split_arguments(arguments.arguments)
     for config in configs:
-        status = run(train_command(config, overrides), rank_environments(arguments.ranks))
-        if status < 0:
-            name = signal.Signals(-status).name
-            print(f"error: a rank was ended by {name} (SIGKILL: out of memory, perhaps); {_GOES_ON}", file=sys.stderr)
-            return EXIT_FAILED
-        if status:
+        if status := run_train(config, overrides, arguments):
             return status
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from alpro_launch.tables import retrieval_table
-    from alpro_stream.evaluate.retrieval import EvaluateConfig, evaluate
+def _preflight(arguments: argparse.Namespace) -> int:
+    from alpro_launch.local_ranks import preflight_command, rank_environments
+    from alpro_launch.processes import run_all
+    from alpro_launch.restart import tell
 
     path, overrides = _one_config(arguments)
-    config = load_config(EvaluateConfig, path, overrides)
-    result = evaluate(config)
-    print(retrieval_table(result))
-    print(f"written: {config.out / 'result.json'}")
-    return 0
+    command = preflight_command(path, overrides, arguments.json)
+    ended = run_all(command, rank_environments(arguments.ranks, node_of(arguments)))
+    if ended.status >= 0:
+        return ended.status
+    name = signal.Signals(-ended.status).name
+    tell(f"rank {ended.number} of this machine was ended by {name} (SIGKILL: out of memory, perhaps)")
+    return HARDWARE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from alpro_launch.evaluate import run_evaluate, show_table
+
+    if arguments.table:
+        show_table(arguments.arguments)
+        return 0
+    path, overrides = _one_config(arguments)
+    return run_evaluate(path, overrides, arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -209,6 +228,19 @@ def _export(arguments: argparse.Namespace) -> int:
     for line in export(arguments.source, arguments.out, options):
         print(line)
     return 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from alpro_launch.embed import run_embed
+
+    path, overrides = _one_config(arguments)
+    return run_embed(path, overrides, arguments.ranks)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from alpro_launch.search import run_search
+
+    return run_search(arguments)
 
 
 def _answer(arguments: argparse.Namespace) -> int:

@@ -1,17 +1,15 @@
 """`alpro export`: any trained or released model as a folder for use, or as a file for the authors' code."""
 
-import json
-import re
 import tempfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from alpro_stream.config import Config, changes
 from alpro_stream.errors import CheckpointError, ConfigError
+from alpro_stream.evaluate.words import load_words
 from alpro_stream.model.alpro import Task
 from alpro_stream.model.folder import LoadedModel
 from alpro_stream.model.foreign import ForeignFile, load_foreign, open_foreign
@@ -67,48 +65,6 @@ def export(source: Path, out: Path, options: ExportOptions) -> list[str]:
             Alpro(loaded).save_pretrained(aside)
         aside.rename(out)
     return [*lines, f"written: {out}"]
-
-
-def load_words(path: Path | None) -> list[str]:
-    """A list of entities or answers from a file; none without a file.
-
-    Args:
-        path: text with one a line (counts after a word are left out), a JSON list, a JSON object of word to number
-            (the authors' answers), or entities.json of `alpro shard`.
-
-    Raises:
-        ConfigError: it cannot be read as any of these.
-    """
-    if path is None:
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-        words = _of_json(json.loads(text)) if path.suffix == ".json" else _first_columns(text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no list of words: {error}") from error
-    if wrong := [word for word in words if not isinstance(word, str) or not word.strip()]:
-        raise ConfigError(f"{path} is no list of words: {wrong[0]!r} is in it")
-    if doubled := [word for word, count in Counter(words).items() if count > 1]:
-        raise ConfigError(f"{path} has {doubled[0]!r} more than once: each is an output of the model")
-    return words
-
-
-def _of_json(values: Any) -> list[Any]:
-    if isinstance(values, Mapping) and "entities" in values:
-        return [row["word"] for row in values["entities"]]
-    if isinstance(values, Mapping):
-        if sorted(values.values()) != list(range(len(values))):
-            raise ValueError(f"its numbers are not 0 to {len(values) - 1}, each once")
-        return sorted(values, key=values.__getitem__)
-    if not isinstance(values, list):
-        raise TypeError(f"a {type(values).__name__}")
-    return values
-
-
-def _first_columns(text: str) -> list[str]:
-    """A word a line; counts after it, as in the authors' file of entities, are left out."""
-    lines = [re.split(r"\t|\s+(?=[\d.]+\s*$)", line.strip())[0] for line in text.splitlines()]
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _released(source: Path, options: ExportOptions) -> tuple[LoadedModel, str]:

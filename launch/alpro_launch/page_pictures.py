@@ -3,6 +3,7 @@
 import io
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -44,8 +45,11 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
     entities = run_entities(config.prompter, config.stream)
     # Not where the run works: it may still do so, and this needs no speed.
     device = torch.device("cpu")
-    bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
-    labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
+    with TemporaryDirectory() as folder:  # A look at a run writes nothing into it.
+        for made in (config.run_dir / "prompter").glob("*.safetensors"):
+            (Path(folder) / made.name).symlink_to(made.absolute())
+        bank = ensure_bank(config.prompter.checkpoint, entities, Path(folder), device)
+        labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
     video = config.model.video
     grid = video.image_size // video.patch_size
     tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)

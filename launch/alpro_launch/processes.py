@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 20
@@ -15,34 +15,67 @@ _SAVING_S = 600
 _POLL_S = 0.1
 
 
+class Ended(NamedTuple):
+    """How processes ended.
+
+    Attributes:
+        status: 0 when all ended well; else that of the one that did not, minus the signal that killed it.
+        number: of that one.
+    """
+
+    status: int
+    number: int = 0
+
+
 def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> int:
+    """As `run_all`; returns the status alone."""
+    return run_all(command, environments).status
+
+
+def run_all(
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]] = ({},),
+    ask_to_end: Callable[[], None] | None = None,
+) -> Ended:
     """Runs a command once for each environment, all at the same time, to the end.
 
     Ctrl-C reaches the children too, as they belong to the terminal's group: they are given time to end by themselves.
-    SIGTERM is handed on to them, and they are waited for. When this process is killed, the kernel ends the children.
+    SIGTERM is handed on to them, once, and they are waited for. When this process is killed, the kernel ends them.
+
+    Args:
+        command: with its arguments.
+        environments: what each of them gets in addition to the environment of this process.
+        ask_to_end: called at SIGTERM, in place of handing it on.
 
     Returns:
-        0 when all ended well; else the status of the first that did not (minus the signal that killed it), and the
-        others are ended.
+        How the first that did not end well did, one that a signal killed before others; the others are ended.
     """
-    set_death_signal = _end_with_parent(os.getpid())
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
-    children = [
-        subprocess.Popen(list(command), env={**os.environ, **environment}, preexec_fn=set_death_signal)
-        for environment in environments
-    ]
+    set_death_signal = _with_parent(os.getpid())
+    requests: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
+    children: list[subprocess.Popen[bytes]] = []
     try:
-        return _first_failure(children)
+        for environment in environments:
+            started = {**os.environ, **environment}
+            children.append(subprocess.Popen(list(command), env=started, preexec_fn=set_death_signal))
+        while not requests:
+            statuses = [child.poll() for child in children]
+            if failure := _failure(children):
+                return failure
+            if None not in statuses:
+                return Ended(0)
+            time.sleep(_POLL_S)
+        if ask_to_end:
+            ask_to_end()
+        else:
+            for child in children:
+                child.terminate()
+        _wait(children, _SAVING_S)
+        return _failure(children) or Ended(0)
     except KeyboardInterrupt:
         _wait(children)
         raise
-    except _TerminatedError:
-        for child in children:
-            child.terminate()
-        _wait(children, _SAVING_S)
-        return next((status for child in children if (status := child.poll())), 0)
     finally:
-        signal.signal(signal.SIGTERM, before)
         for child in children:
             if child.poll() is None:
                 child.terminate()
@@ -51,32 +84,36 @@ def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},
             if child.poll() is None:
                 child.kill()
                 child.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
-def _first_failure(children: Sequence["subprocess.Popen[bytes]"]) -> int:
-    while True:
-        statuses = [child.poll() for child in children]
-        failed = [status for status in statuses if status]
-        if failed or None not in statuses:
-            return failed[0] if failed else 0
-        time.sleep(_POLL_S)
+def end_with_parent() -> None:
+    """Has the kernel send SIGTERM to this process when its parent is gone."""
+    _with_parent(os.getppid())()
 
 
-class _TerminatedError(Exception):
-    """This process got SIGTERM."""
+def terminated_within(seconds: float) -> bool:
+    """Sleeps; True as soon as this process gets SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return signal.sigtimedwait({signal.SIGTERM}, seconds) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise _TerminatedError
+def _failure(children: Sequence["subprocess.Popen[bytes]"]) -> Ended | None:
+    """A signal is the cause where others ended by themselves at the same time."""
+    failed = [Ended(child.returncode, number) for number, child in enumerate(children) if child.returncode]
+    return min(failed, key=lambda ended: (ended.status > 0, ended.number), default=None)
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"], seconds: float = _GRACE_S) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+    while time.monotonic() < deadline and None in [child.poll() for child in children]:
         time.sleep(_POLL_S)
 
 
-def _end_with_parent(parent: int) -> Callable[[], None]:
+def _with_parent(parent: int) -> Callable[[], None]:
     library = ctypes.CDLL(None)
 
     def set_death_signal() -> None:

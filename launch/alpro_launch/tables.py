@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from alpro_stream.config import differences
+
 _DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 
 
@@ -18,6 +20,62 @@ def retrieval_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(score: str, direction: str, values: Mapping[str, float]) -> str:
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Figures of several results, by name; what differs in protocol or split stands below the table.
+
+    The first result is what the others are compared with. A row of another protocol or split has a mark and a note.
+    """
+    width = max(map(len, results))
+    figures = f"{'R@1':>6} {'R@5':>6} {'R@10':>6} {'median':>7}"
+    lines = [
+        f"{'':<{width}}      score  {'text to video':^28}  {'video to text':^28}",
+        f"{'':<{width}}             {figures}  {figures}",
+    ]
+    first, *_ = results.values()
+    notes = Notes()
+    for name, result in results.items():
+        for score, both in result["metrics"].items():
+            mark = notes.mark(_terms(result, score), _terms(first, score))
+            figures = f"{_figures(both['text_to_video'])}  {_figures(both['video_to_text'])}"
+            lines.append(f"{name:<{width}} {mark:<4} {score.upper():<6} {figures}")
+    return "\n".join([*lines, *notes.lines()])
+
+
+class Notes:
+    """What stands below a table of rows that do not all compare."""
+
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+
+    def mark(self, terms: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+        """The mark of a row; none where its terms are those of the first row."""
+        unlike = differences(dict(terms), dict(first))
+        if not unlike:
+            return ""
+        note = f"unlike the first: {'; '.join(unlike)}"
+        if note not in self._notes:
+            self._notes.append(note)
+        return f"[{self._notes.index(note) + 1}]"
+
+    def lines(self) -> list[str]:
+        """The notes; no line at all where there are none."""
+        numbered = [f"[{number}] {note}" for number, note in enumerate(self._notes, start=1)]
+        return ["", "Not all rows compare:", *numbered] if numbered else []
+
+
+def _terms(result: Mapping[str, Any], score: str) -> dict[str, Any]:
+    """What must be the same for two rows of a score to compare."""
+    split, protocol = result["split"], dict(result["protocol"])
+    if score == "vtc":  # Re-ranking leaves it as it is.
+        del protocol["mode"], protocol["top_k"]
+    size = f"{split['num_captions']} captions, {split['num_videos']} videos"
+    return {**protocol, "split": f"{split['digest'][:12]} ({size})"}
+
+
+def _figures(values: Mapping[str, float]) -> str:
     recalls = " ".join(f"{values[f'recall_at_{k}']:6.1f}" for k in (1, 5, 10))
-    return f"{score:<6} {direction:<14} {recalls} {values['median_rank']:7.1f} {values['mean_rank']:7.1f}"
+    return f"{recalls} {values['median_rank']:7.1f}"
+
+
+def _line(score: str, direction: str, values: Mapping[str, float]) -> str:
+    return f"{score:<6} {direction:<14} {_figures(values)} {values['mean_rank']:7.1f}"

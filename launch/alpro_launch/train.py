@@ -1,50 +1,104 @@
-"""The entry of every rank: `deepspeed --module alpro_launch.train CONFIG key=value`, or `python -m` for one rank."""
+"""The entry of every rank: of `alpro train`, `deepspeed --module alpro_launch.train`, `srun python -m`."""
 
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
-from alpro_stream.config import load_config
+from alpro_launch.processes import end_with_parent
+from alpro_launch.topology import take_place
+from alpro_stream.config import load_config, to_yaml
 from alpro_stream.errors import AlproError
+from alpro_stream.exit_status import INTERRUPTED, PREEMPTED, status_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains what the configuration says; returns the exit status, see docs/training.md."""
-    # Imported here and not above: the prompter process imports this module again, and needs none of it.
-    from alpro_stream.run import RunConfig, train
-    from alpro_stream.train.preemption import EXIT_PREEMPTED, StopRequest
-
-    # The launcher passes the rank first; it is in the environment too, where `join_world` reads it.
+    # The launcher passes the rank first; it is in the environment too, where `take_place` reads it.
     arguments = [argument for argument in argv if not argument.startswith("--local_rank")]
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m alpro_launch.train CONFIG [key=value ...]", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("alpro_stream").setLevel(logging.INFO)
     try:
-        config, request = load_config(RunConfig, arguments[0], arguments[1:]), StopRequest()
-        finished = train(config, lambda: request.asked)
+        return _train(arguments[0], arguments[1:])
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
         print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return status_of(error)
+    except Exception as error:
+        traceback.print_exc()
+        return status_of(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        return 130
+        _say_interrupted("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+
+
+def _end_before_it_began(number: int, _: object) -> None:
+    """Not by an exception: what is being imported may catch it."""
+    if number == signal.SIGINT:
+        _say_interrupted("interrupted before it began")
+        os._exit(INTERRUPTED)
+    if _is_first():
+        _say("asked to stop before it began; the same command begins")
+    os._exit(PREEMPTED)
+
+
+def _say_interrupted(text: str) -> None:
+    """Once for all ranks: `alpro train` says it for them, and torchrun, whose variable this is too."""
+    if _is_first() and "LOCAL_WORLD_SIZE" not in os.environ:
+        _say(text)
+
+
+def _is_first() -> bool:
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode())  # Not by `print`, which a signal may have interrupted.
+
+
+def _train(path: str, overrides: Sequence[str]) -> int:
+    # Several processes share the cores; `alpro` sets it too, but not on other machines.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
+        end_with_parent()
+    # Imported here and not above: the prompter process imports this module again, and needs none of it.
+    import torch
+
+    from alpro_stream.run import RunConfig, train
+    from alpro_stream.train.metrics import RESOLVED_CONFIG_FILE
+    from alpro_stream.train.preemption import STOP_FILE, StopRequest
+    from alpro_stream.train.watchdog import end_process
+
+    config = load_config(RunConfig, path, overrides)
+    topology = take_place(config.train.timeout_s, "nccl" if torch.cuda.is_available() else "gloo")
+    is_first = topology.rank == 0
+    if is_first and topology.num_ranks > 1:  # For the log of a job; alone it would fill the terminal.
+        print(f"configuration, also in {config.run_dir / RESOLVED_CONFIG_FILE}:\n{to_yaml(config)}", flush=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if is_first:
+        logging.getLogger("alpro_stream").setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    request = StopRequest(config.run_dir / STOP_FILE if is_first else None)
+    finished = train(config, lambda: request.asked, end_process)
     if finished.was_stopped:
-        if os.environ.get("RANK", "0") == "0":
+        request.settle()
+        if is_first:
             print(f"asked to stop, saved: {finished.checkpoint}; the same command goes on", file=sys.stderr, flush=True)
-        return EXIT_PREEMPTED
-    if os.environ.get("RANK", "0") == "0":
+        return PREEMPTED
+    if is_first:
         done = "was trained before, nothing to do" if finished.already_done else "trained"
         print(f"{finished.num_steps} steps {done}: {finished.checkpoint}", flush=True)
     return 0
 
 
 def _rank_prefix() -> str:
-    return f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 if __name__ == "__main__":
+    # Until there is something to save: importing takes seconds.
+    for request_to_end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(request_to_end, _end_before_it_began)
     sys.exit(main(sys.argv[1:]))

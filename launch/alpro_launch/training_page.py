@@ -43,7 +43,12 @@ from alpro_stream.train.restore import describe_prompter
 PAGE_FILE = "report.html"
 _NUM_CLIPS = 10
 _NUM_EXAMPLES = 50
-_TASKS = {"prompter": "Training of the prompter", "pretrain": "Pre-training"}
+_TASKS = {
+    "prompter": "Training of the prompter",
+    "pretrain": "Pre-training",
+    "retrieval": "Fine-tuning for retrieval",
+    "question_answering": "Fine-tuning for question answering",
+}
 
 
 def write_training_page(run_dir: Path, path: Path | None = None) -> Path:

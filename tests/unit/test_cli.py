@@ -5,21 +5,33 @@ from pathlib import Path
 import pytest
 
 from alpro_launch.cli import _parse, find_config, main, split_arguments
+from alpro_launch.evaluate import load_evaluation
 from alpro_launch.local_ranks import rank_environments, train_command
-from alpro_launch.processes import run
+from alpro_launch.processes import Ended, _failure, run
 from alpro_launch.tables import retrieval_table
 from alpro_sharding import ShardConfig
 from alpro_stream.config import load_config
 from alpro_stream.errors import ConfigError
-from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.evaluate.index import EmbedConfig
+from alpro_stream.exit_status import CONFIGURATION
 from alpro_stream.run import RunConfig
 
-CONFIG_OF = {"shard": ShardConfig, "prompter": RunConfig, "pretrain": RunConfig, "evaluate": EvaluateConfig}
+CONFIG_OF = {
+    "shard": ShardConfig,
+    "prompter": RunConfig,
+    "pretrain": RunConfig,
+    "finetune": RunConfig,
+    "baselines": RunConfig,
+    "embed": EmbedConfig,
+}
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").rglob("*.yaml")), ids=str)
 def test_every_shipped_config_is_valid(path: Path):
     name = path.stem if path.parent.name == "demo" else path.parent.name
+    if name == "evaluate":
+        load_evaluation(str(path), [])
+        return
     load_config(CONFIG_OF[name], path, ["manifest=m", "out=o"] if name == "shard" else [])
 
 
@@ -70,6 +82,15 @@ def test_the_first_failure_ends_the_others_and_is_the_status():
     assert run([sys.executable, "-c", code], rank_environments(2)) == 3
 
 
+def test_a_rank_that_was_killed_is_the_cause_of_those_that_ended_for_it():
+    codes = ("raise SystemExit(69)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(65)")
+    children = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+    for child in children:
+        child.wait()
+    assert _failure(children) == Ended(-9, 1)
+    assert _failure(children[::2]) == Ended(69, 0)
+
+
 def test_children_end_when_their_parent_is_killed():
     # One write each: lines of two processes that print may mix.
     child = "import os, time; os.write(1, b'up' + os.linesep.encode()); time.sleep(600)"
@@ -88,6 +109,9 @@ def test_children_end_when_their_parent_is_killed():
         (["evaluate", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
         (["evaluate", "configs/demo/evaluate.yaml", "chekpoint=x"], "did you mean 'checkpoint'"),
         (["evaluate", "configs/demo/evaluate.yaml", "a.yaml"], "one configuration file is wanted"),
+        (["evaluate", "nowhere/result.json"], "nowhere/result.json cannot be read"),
+        (["evaluate", "configs/demo/evaluate.yaml", "--ranks", "0"], "at least 1 is needed"),
+        (["evaluate", "--table", "nowhere"], "nowhere cannot be read"),
         (["inspect", "nowhere"], "nowhere is neither a shard folder nor a run"),
         (["inspect", "nowhere", "--page"], "nowhere is not the folder of a run, so there is no page to make of it"),
         (["inspect", "nowhere", "--page", "--verify"], "--page goes with no other option or setting"),
@@ -97,13 +121,13 @@ def test_children_end_when_their_parent_is_killed():
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    assert main(arguments) == 1
+    assert main(arguments) == CONFIGURATION
     assert message in capsys.readouterr().err
 
 
 def test_the_demo_needs_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 1
+    assert main(["demo"]) == CONFIGURATION
     assert "needs a checkout" in capsys.readouterr().err
 
 

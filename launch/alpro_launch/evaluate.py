@@ -1,0 +1,163 @@
+"""`alpro evaluate`, and the entry of its ranks, also for `deepspeed --module alpro_launch.evaluate` and `srun`."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alpro_launch.local_ranks import rank_environments
+from alpro_launch.processes import end_with_parent, run_all
+from alpro_launch.share_tables import answers_table, recognition_table, shares_table
+from alpro_launch.tables import results_table, retrieval_table
+from alpro_launch.topology import take_place
+from alpro_launch.train_command import node_of
+from alpro_stream.config import read_config, validate, with_overrides
+from alpro_stream.errors import AlproError, ConfigError, DataError
+from alpro_stream.evaluate.opening import EvaluationConfig
+from alpro_stream.evaluate.question_answering import AnswerEvaluateConfig, evaluate_answers
+from alpro_stream.evaluate.result import RESULT_FILE, read_result, unlike
+from alpro_stream.evaluate.retrieval import EvaluateConfig, evaluate
+from alpro_stream.evaluate.zero_shot import RecognitionConfig, recognise
+from alpro_stream.exit_status import HARDWARE, INTERRUPTED, status_of
+
+
+class _Evaluation(NamedTuple):
+    """A task: its configuration, what evaluates it, and its tables of one and of several results."""
+
+    config: type[EvaluationConfig]
+    evaluate: Callable[..., dict[str, Any]]
+    table: Callable[[Mapping[str, Any]], str]
+    results_table: Callable[[Mapping[str, Mapping[str, Any]]], str]
+
+
+_EVALUATIONS = {
+    "retrieval": _Evaluation(EvaluateConfig, evaluate, retrieval_table, results_table),
+    "question_answering": _Evaluation(AnswerEvaluateConfig, evaluate_answers, answers_table, shares_table),
+    "recognition": _Evaluation(RecognitionConfig, recognise, recognition_table, shares_table),
+}
+
+
+def show_table(paths: Sequence[str]) -> None:
+    """Prints results of one task beside each other.
+
+    Raises:
+        ConfigError: one is no result, or they are of several tasks.
+    """
+    results = {path: read_result(Path(path)) for path in paths}
+    path_of = {result["task"]: path for path, result in results.items()}
+    if len(path_of) > 1:
+        found = ", ".join(f"{path} of {task}" for task, path in path_of.items())
+        raise ConfigError(f"results of several tasks have no table in common: {found}; give those of one task")
+    (task,) = path_of
+    print(_EVALUATIONS[task].results_table(results))
+
+
+def run_evaluate(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Evaluates, prints the figures and, for a result that is made again, whether it is the same; the exit status.
+
+    Raises:
+        DataError: it is another one.
+    """
+    config = load_evaluation(path, overrides)
+    if arguments.ranks == arguments.nodes == 1:
+        _tell_progress()
+        _EVALUATIONS[config.task].evaluate(config)
+    else:
+        node = node_of(arguments)
+        command = [sys.executable, "-m", "alpro_launch.evaluate", path, *overrides]
+        ended = run_all(command, rank_environments(arguments.ranks, node))
+        if ended.status < 0:
+            name = signal.Signals(-ended.status).name
+            print(f"rank {ended.number} was ended by {name} (SIGKILL: out of memory, perhaps)", file=sys.stderr)
+        if ended.status or node.node_rank:
+            return HARDWARE if ended.status < 0 else ended.status
+    result = read_result(config.out)
+    print(_EVALUATIONS[config.task].table(result))
+    print(f"written: {config.out / RESULT_FILE}")
+    if _is_result(path):
+        before = read_result(Path(path))
+        if lines := unlike(before, result):
+            raise DataError(f"not the same as {path} (its own figure first): " + "; ".join(lines))
+        print(f"the same as {path}: figures, protocol, split and weights")
+    return 0
+
+
+def load_evaluation(path: str, overrides: Sequence[str]) -> EvaluationConfig:
+    """The configuration in a YAML file, or in a result: of its very checkpoint, into the folder ``again`` beside it.
+
+    Raises:
+        ConfigError: see `load_config`; or `out` is the folder of the result itself.
+    """
+    if not _is_result(path):
+        values = read_config(path, overrides)
+        return validate(_config_of(values.get("task", "retrieval")), values, source=path)
+    folder, result = Path(path).parent, read_result(Path(path))
+    values = {**result["config"], "checkpoint": result["checkpoint"]["path"], "out": str(folder / "again")}
+    config = with_overrides(_config_of(result["task"]), values, overrides, source=path)
+    if config.out.resolve() == folder.resolve():
+        raise ConfigError(f"out={config.out} holds the result that is to be made again; set another out")
+    return config
+
+
+def _config_of(task: Any) -> type[EvaluationConfig]:
+    if task not in _EVALUATIONS:
+        raise ConfigError(f"task={task}: expected one of {', '.join(_EVALUATIONS)}")
+    return _EVALUATIONS[task].config
+
+
+def _is_result(path: str) -> bool:
+    return path.endswith(".json")
+
+
+def _tell_progress() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("alpro_stream.evaluate").setLevel(logging.INFO)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates on one rank; returns the exit status, see docs/training.md."""
+    # The launcher passes the rank first; it is in the environment too, where `take_place` reads it.
+    arguments = [argument for argument in argv if not argument.startswith("--local_rank")]
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m alpro_launch.evaluate CONFIG [key=value ...]", file=sys.stderr)
+        return 2
+    try:
+        _evaluate(arguments[0], arguments[1:])
+        return 0
+    except (AlproError, OSError) as error:
+        who = f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        return status_of(error)
+    except Exception as error:
+        traceback.print_exc()
+        return status_of(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _evaluate(path: str, overrides: Sequence[str]) -> None:
+    # Several processes share the cores; `alpro` sets it too, but not on other machines.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
+        end_with_parent()
+    import torch
+
+    from alpro_stream.train.distributed import join_world
+
+    config = load_evaluation(path, overrides)
+    on_gpu = torch.cuda.is_available()
+    topology = take_place(config.timeout_s, "nccl" if on_gpu else "gloo")
+    if not on_gpu:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if topology.rank == 0:
+        _tell_progress()
+    _EVALUATIONS[config.task].evaluate(config, join_world(config.timeout_s))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""Starting a run again after a failure that another attempt may mend: when, after how long, and with how many ranks."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from alpro_launch.processes import terminated_within
+from alpro_stream.exit_status import HARDWARE, PREEMPTED
+
+LAUNCH_LOG = Path("logs/launch.jsonl")
+"""In the folder of a run: a line for each attempt."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 300.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Attributes:
+        status: see `alpro_stream.exit_status`.
+        cause: a sentence; empty where the ranks said it themselves.
+    """
+
+    status: int
+    cause: str = ""
+
+
+class Launcher(Protocol):
+    """Starts the ranks of a run, here or on other machines."""
+
+    def num_slots(self) -> int:
+        """Ranks that can be started now."""
+        ...
+
+    def launch(self, num_ranks: int) -> Outcome:
+        """Starts so many, and waits until they have ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextAttempt:
+    """What follows after an attempt.
+
+    Attributes:
+        num_ranks: of the next one; 0 when the run ends.
+        wait_s: before it.
+        reason: why it ends; empty where it goes on, or has nothing to go on with.
+    """
+
+    num_ranks: int
+    wait_s: float = 0.0
+    reason: str = ""
+
+
+def allowed_ranks(num_lanes: int, num_micro_batches: int) -> list[int]:
+    """The numbers of ranks that can train a run: they divide its lanes, and the micro-batches those of a rank."""
+    return [size for size in range(1, num_lanes + 1) if num_lanes % (size * num_micro_batches) == 0]
+
+
+def back_off_s(failures: int) -> float:
+    """Seconds before the next attempt, after so many failures in a row: 5, 10, 20, ... 300."""
+    return float(min(_FIRST_WAIT_S * 2 ** min(failures - 1, 10), _LONGEST_WAIT_S))
+
+
+def next_attempt(status: int, failures: int, max_restarts: int, num_slots: int, allowed: Sequence[int]) -> NextAttempt:
+    """Decides what follows after an attempt.
+
+    Args:
+        status: that it ended with.
+        failures: in a row that brought no newer checkpoint, this one included.
+        max_restarts: that are made after them.
+        num_slots: ranks that can be started now.
+        allowed: numbers of ranks that can train the run.
+    """
+    if status != HARDWARE:
+        return NextAttempt(0)  # done, asked to stop, or it would fail again
+    if failures > max_restarts:
+        return NextAttempt(0, reason=f"--max-restarts {max_restarts} is used up" if max_restarts else "")
+    num_ranks = max((size for size in allowed if size <= num_slots), default=0)
+    if not num_ranks:
+        return NextAttempt(0, reason=f"{num_slots} ranks are left, and the run needs one of {_list(allowed)}")
+    return NextAttempt(num_ranks, back_off_s(failures))
+
+
+def keep_training(
+    launcher: Launcher, num_ranks: int, allowed: Sequence[int], max_restarts: int, run_dir: Path, is_logged: bool = True
+) -> int:
+    """Starts a run, and starts it again as long as that may help; returns the exit status.
+
+    Args:
+        launcher: of the ranks.
+        num_ranks: of the first attempt.
+        allowed: numbers of ranks that can train the run.
+        max_restarts: in a row without a newer checkpoint.
+        run_dir: folder of the run.
+        is_logged: whether this process writes the log of the attempts.
+    """
+    failures = 0
+    while True:
+        begun_from, started = _newest(run_dir), time.time()
+        outcome = launcher.launch(num_ranks)
+        ended_at = _newest(run_dir)
+        failures = failures + 1 if ended_at == begun_from else 1
+        slots = launcher.num_slots() if outcome.status == HARDWARE and failures <= max_restarts else 0
+        following = next_attempt(outcome.status, failures, max_restarts, slots, allowed)
+        if is_logged:
+            _write_line(
+                run_dir,
+                {
+                    "time": started,
+                    "seconds": round(time.time() - started, 1),
+                    "ranks": num_ranks,
+                    "begun_from": begun_from,
+                    "ended_at": ended_at,
+                    **asdict(outcome),
+                    "next_ranks": following.num_ranks,
+                },
+            )
+        tell(outcome.cause)
+        tell(following.reason)
+        if not following.num_ranks:
+            return outcome.status
+        print(
+            f"starting again in {following.wait_s:g} s with {following.num_ranks} ranks, from "
+            f"{ended_at or 'the beginning'} (allowed numbers of ranks: {_list(allowed)})",
+            file=sys.stderr,
+            flush=True,
+        )
+        if terminated_within(following.wait_s):
+            return PREEMPTED
+        num_ranks = following.num_ranks
+
+
+def tell(cause: str) -> None:
+    """Prints why an attempt ended, unless the ranks have said it."""
+    if cause:
+        print(f"error: {cause}", file=sys.stderr, flush=True)
+
+
+def read_launch_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The attempts of a run, oldest first; a line that a full disk or a kill cut off is left out."""
+    path = run_dir / LAUNCH_LOG
+    attempts = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            attempts.append(json.loads(text))
+        except ValueError:
+            continue
+    return attempts
+
+
+def _write_line(run_dir: Path, values: dict[str, Any]) -> None:
+    path = run_dir / LAUNCH_LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"attempt": len(read_launch_log(run_dir)) + 1, **values}) + "\n")
+
+
+def _newest(run_dir: Path) -> str | None:
+    # Imported here: torch takes seconds, which who never starts again need not wait for.
+    from alpro_stream.train.checkpoint import complete_checkpoints
+
+    found = complete_checkpoints(run_dir)
+    return found[-1].name if found else None
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
