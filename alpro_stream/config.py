@@ -19,9 +19,9 @@ from alpro_stream.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
+    """Base of every configuration model: immutable; an unknown key, or a number that is not finite, is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -39,6 +39,15 @@ def load_config(model: type[ConfigT], path: str | Path, overrides: Sequence[str]
         ConfigError: a missing file, broken YAML, an unknown key (the nearest known one is named) or a
             value of the wrong type.
     """
+    return validate(model, read_config(path, overrides), source=str(path))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with ``key.path=value`` overrides, which no model has looked at yet.
+
+    Raises:
+        ConfigError: a missing file, or broken YAML.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no such configuration file: {path}")
@@ -51,10 +60,10 @@ def load_config(model: type[ConfigT], path: str | Path, overrides: Sequence[str]
     for override in overrides:
         _override(tree, override)
     try:
-        values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}, at {error.full_key!r}") from error
-    return validate(model, values, source=str(path))
+    return dict(values)
 
 
 def validate(model: type[ConfigT], values: Any, source: str) -> ConfigT:

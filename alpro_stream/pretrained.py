@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alpro_stream.errors import CheckpointError, ConfigError, DataError, MediaError
 from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings, embed_texts
-from alpro_stream.evaluate.retrieval import matching_scores
+from alpro_stream.evaluate.matching import matching_scores
 from alpro_stream.manifest import kind_of
 from alpro_stream.media import FrameConfig, is_address, open_media, read_image, sparse_frames, square_rgb
 from alpro_stream.model.alpro import AlproModel

@@ -1,8 +1,12 @@
-"""Embeddings of whole data sets. Legend: V videos, C captions, N video tokens, L text tokens, D width, E projection."""
+"""Embeddings of whole data sets.
+
+Legend: V videos, K clips (rows of a video follow each other), C captions, T frames, N video tokens, L text tokens,
+D width, E projection.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TypeVar
 
 import torch
@@ -30,11 +34,16 @@ class StoredClip:
     slot: int
     key: str
     captions: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class VideoEmbeddings:
-    """Every clip encoded once: tokens for the multimodal encoder, features for comparing."""
+    """Every clip encoded once: tokens for the multimodal encoder, features for comparing.
+
+    K is V where a video is looked at as one clip, else there are several rows for each.
+    """
 
     tokens_VND: Tensor
     feature_VE: Tensor
@@ -49,22 +58,31 @@ class TextEmbeddings:
     feature_CE: Tensor
 
 
-def stored_clips(sources: Sequence[Source]) -> list[StoredClip]:
-    """All samples of the sources, in the order of their shards."""
-    clips = []
+def stored_clips(sources: Sequence[Source], most: int | None = None) -> list[StoredClip]:
+    """Samples of the sources that are not excluded, in the order of their shards; sources of unit `clip`.
+
+    Args:
+        sources: opened.
+        most: of all samples, the first so many; None takes all.
+    """
+    return list(islice(_stored_clips(sources), most))
+
+
+def _stored_clips(sources: Sequence[Source]) -> Iterator[StoredClip]:
     for source in sources:
-        for shard in source.shards:
-            for slot in range(shard.num_samples):
+        for number, (shard, num_clips) in enumerate(zip(source.shards, source.shape.shard_sizes, strict=True)):
+            for unit in range(num_clips):
+                slot, _ = source.locate(number, unit)
                 metadata = source.reader.metadata(shard.name, slot)
-                clips.append(StoredClip(source, shard.name, slot, metadata.key, metadata.captions))
-    return clips
+                questions, answers = (tuple(pair[part] for pair in metadata.qa) for part in (0, 1))
+                yield StoredClip(source, shard.name, slot, metadata.key, metadata.captions, questions, answers)
 
 
 def evenly_spread(num_frames: int, stored: FrameConfig) -> FrameChoice:
-    """The frames of a clip that evaluation sees.
+    """The frames of a video that evaluation sees, those of all its clips.
 
     Args:
-        num_frames: of a clip.
+        num_frames: of all clips together; each clip shows as many that follow each other.
         stored: those that are chosen from, where whole videos are stored.
     """
     return FrameChoice(num_frames, "uniform", ("evaluation",), stored)
@@ -97,27 +115,49 @@ def pixels_of(clips: Sequence[StoredClip], choice: FrameChoice, decoder: ClipDec
 
 @torch.inference_mode()
 def embed_videos(
-    encoder: DualEncoder, clips: Sequence[StoredClip], choice: FrameChoice, decoder: ClipDecoder, batch_size: int
+    encoder: DualEncoder,
+    clips: Sequence[StoredClip],
+    choice: FrameChoice,
+    decoder: ClipDecoder,
+    batch_size: int,
+    num_clips: int = 1,
 ) -> VideoEmbeddings:
-    """Encodes clips, `batch_size` at a time."""
+    """Encodes videos.
+
+    Args:
+        encoder: of a model.
+        clips: the videos; an image is one clip, which stands for all of them.
+        choice: frames of a video, `num_clips` times as many as the model takes.
+        decoder: of the size that the model takes.
+        batch_size: clips that are encoded at once.
+        num_clips: into which the frames of a video are cut.
+
+    Raises:
+        SampleError: one cannot be read or decoded.
+    """
     device = next(encoder.parameters()).device
     tokens, features = [], []
-    for _, group in groupby(clips, key=lambda clip: clip.source.kind):
-        for part in _parts(list(group), batch_size):
+    for kind, group in groupby(clips, key=lambda clip: clip.source.kind):
+        for part in _parts(list(group), max(1, batch_size // num_clips)):
             frames_BTHWC = pixels_of(part, choice, decoder).to(device)
-            tokens_BND, feature_BE = encoder.encode_video(normalise(frames_BTHWC))
-            tokens.append(tokens_BND)
-            features.append(feature_BE)
+            is_cut = kind == "video"
+            if is_cut:
+                frames_BTHWC = frames_BTHWC.reshape(len(part) * num_clips, -1, *frames_BTHWC.shape[2:])
+            tokens_KND, feature_KE = encoder.encode_video(normalise(frames_BTHWC))
+            tokens.append(tokens_KND if is_cut else tokens_KND.repeat_interleave(num_clips, dim=0))
+            features.append(feature_KE if is_cut else feature_KE.repeat_interleave(num_clips, dim=0))
     return VideoEmbeddings(torch.cat(tokens), torch.cat(features))
 
 
 @torch.inference_mode()
-def embed_texts(encoder: DualEncoder, captions: Sequence[str], tokenizer: Tokenizer, batch_size: int) -> TextEmbeddings:
-    """Encodes captions, `batch_size` at a time."""
+def embed_texts(
+    encoder: DualEncoder, captions: Sequence[str], tokenizer: Tokenizer, batch_size: int, num_tokens: int | None = None
+) -> TextEmbeddings:
+    """Encodes captions, `batch_size` at a time, cut or padded to `num_tokens` (None: as in training)."""
     device = next(encoder.parameters()).device
     texts, masks, features = [], [], []
     for part in _parts(captions, batch_size):
-        ids_BL, mask_BL = (tensor.to(device) for tensor in tokenizer(part))
+        ids_BL, mask_BL = (tensor.to(device) for tensor in tokenizer(part, num_tokens))
         text_BLD, feature_BE = encoder.encode_text(ids_BL, mask_BL)
         texts.append(text_BLD)
         masks.append(mask_BL)

@@ -1,11 +1,14 @@
 """Ranks and the metrics of retrieval. Legend: C captions, V videos; `truth_C` is the video of each caption."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from alpro_stream.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,29 @@ def text_to_video_ranks(scores_CV: Tensor, truth_C: Tensor) -> Tensor:
 
 
 def video_to_text_ranks(scores_CV: Tensor, truth_C: Tensor) -> Tensor:
-    """Rank of each video's best caption, int64; equal scores of other videos' captions count against it."""
+    """Rank of the best caption of each video that has one, int64; equal scores of other captions count against it."""
     _check_finite(scores_CV)
     own_CV = truth_C[:, None] == torch.arange(scores_CV.shape[1], device=scores_CV.device)
     best_V = scores_CV.masked_fill(~own_CV, -torch.inf).amax(dim=0)
-    return 1 + ((scores_CV >= best_V) & ~own_CV).sum(dim=0)
+    ranks_V = 1 + ((scores_CV >= best_V) & ~own_CV).sum(dim=0)
+    return ranks_V[own_CV.any(dim=0)]
+
+
+@dataclass(frozen=True)
+class BothWays(Generic[T]):
+    """One thing for each direction of retrieval: scores, which are (C, V) in both, or metrics."""
+
+    text_to_video: T
+    video_to_text: T
+
+
+def metrics_both_ways(scores: "BothWays[Tensor]", truth_C: Tensor) -> "BothWays[RetrievalMetrics]":
+    """Metrics of every caption as a query for its video, and of every video that has one as a query for a caption."""
+    num_captions, num_videos = scores.text_to_video.shape
+    return BothWays(
+        retrieval_metrics(text_to_video_ranks(scores.text_to_video, truth_C), num_videos),
+        retrieval_metrics(video_to_text_ranks(scores.video_to_text, truth_C), num_captions),
+    )
 
 
 def _check_finite(scores_CV: Tensor) -> None:

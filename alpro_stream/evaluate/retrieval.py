@@ -1,166 +1,190 @@
-"""Text-video retrieval from a checkpoint: features once per item, VTM once per pair, ranks both ways."""
+"""Text-video retrieval from a checkpoint: features once per item, VTM once per pair, ranks both ways.
 
+Legend: C captions, V videos.
+"""
+
+import hashlib
 import json
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import numpy as np
-import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError
-from alpro_stream.evaluate.embed import (
-    StoredClip,
-    TextEmbeddings,
-    VideoEmbeddings,
-    embed_texts,
-    embed_videos,
-    evenly_spread,
-    stored_clips,
+from alpro_stream.evaluate.embed import StoredClip
+from alpro_stream.evaluate.features import Features, encode_share, load_features, save_features
+from alpro_stream.evaluate.opening import EvaluationConfig, Opened, alone, encoding, of_frames, opened, result_of
+from alpro_stream.evaluate.queries import (
+    CaptionUse,
+    OddCaptions,
+    Queries,
+    captions_per_video,
+    odd_captions,
+    queries_of,
+    split_digest,
 )
-from alpro_stream.evaluate.ranking import (
-    chance_text_to_video,
-    retrieval_metrics,
-    text_to_video_ranks,
-    video_to_text_ranks,
-)
-from alpro_stream.media import FetchConfig, FrameConfig
-from alpro_stream.model.alpro import AlproModel
-from alpro_stream.shards.cache import CacheConfig
-from alpro_stream.stream.clips import build_clip_decoder
-from alpro_stream.stream.decode import DecodeConfig
-from alpro_stream.stream.sources import SourceConfig, closing_storage, open_sources
-from alpro_stream.train.restore import Trained, load_trained
+from alpro_stream.evaluate.ranking import chance_text_to_video, metrics_both_ways
+from alpro_stream.evaluate.result import Score, write_result, write_scores
+from alpro_stream.evaluate.scoring import Scoring, score_all
+from alpro_stream.stream.decode import decoder_name
+from alpro_stream.train.distributed import World
+from alpro_stream.train.restore import Trained
 
-Score = Literal["vtc", "vtm"]
+logger = logging.getLogger(__name__)
 
 
-class EvaluateConfig(Config):
-    """Retrieval over the clips and captions of some data sets."""
+class EvaluateConfig(EvaluationConfig):
+    """Retrieval over the videos and captions of some data sets; docs/evaluation.md."""
 
-    work_dir: str = "runs"
-    """Only a name for `${work_dir}` inside the file."""
-    checkpoint: Path
-    """Run or checkpoint."""
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    """Data sets; all their clips are candidates, all their captions queries."""
+    task: Literal["retrieval"] = "retrieval"
+    """What is evaluated; see the other modules of `alpro_stream.evaluate`."""
+    captions: CaptionUse = "all"
+    """What is a query: every caption of a video, the first, or all joined in their order (paragraph retrieval)."""
     scores: tuple[Score, ...] = ("vtc", "vtm")
     """By what candidates are ranked: feature similarity, or the matching head as published."""
-    batch_size: int = Field(default=32, ge=1)
-    """Clips, captions or pairs that go through the model at once."""
-    out: Path
-    """Folder for result.json and scores.npz."""
-    video: FrameConfig = FrameConfig()
-    """Where whole videos are stored: the frames that are chosen from."""
-    decode: DecodeConfig = DecodeConfig()
-    """Bytes to pixels."""
-    cache: CacheConfig = CacheConfig()
-    """Where shards behind addresses are kept; unused when all are local."""
-    fetch: FetchConfig = FetchConfig()
-    """How they are fetched."""
+    mode: Literal["exact", "rerank"] = "exact"
+    """VTM of all pairs as published, or of the `top_k` that VTC finds for each query, in each direction."""
+    top_k: int = Field(default=16, ge=1)
+    """Candidates of a query that `rerank` looks at; the others stay behind them in the order of VTC."""
+    dual_softmax: bool = False
+    """Scores are weighed over all queries of the test set at once; not comparable with what ranks one at a time."""
+    keep_scores: bool = True
+    """Write scores.npz: 8 bytes for each pair of caption and video."""
+    cache_dir: Path | None = None
+    """Folder for the outputs of the encoders, for the next evaluation of the same model on the same data by as many
+    ranks; 4 bytes for each number of each token. Null keeps none."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.mode == "rerank" and "vtm" not in self.scores:
+            raise ValueError("mode=rerank orders the best of VTC by VTM: add vtm to scores, or use mode=exact")
+        if self.mode == "rerank" and self.dual_softmax:
+            raise ValueError("dual_softmax needs the score of every pair, and mode=rerank has few: use mode=exact")
+        return self
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """Everything a result is made of. C captions, V clips."""
+def evaluate(config: EvaluateConfig, world: World | None = None) -> dict[str, Any]:
+    """Scores, ranks and writes `result.json` and `scores.npz`; returns what result.json holds. Called on every rank.
 
-    clips: list[StoredClip]
-    captions: list[str]
-    truth_C: Tensor
-    scores_CV: dict[str, Tensor]
-
-
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Scores, ranks and writes `result.json` and `scores.npz`; returns what result.json holds.
+    Args:
+        config: what to evaluate.
+        world: the ranks; None for this process alone.
 
     Raises:
         AlproError: see `alpro_stream.errors`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with closing_storage(config.sources, config.cache, config.fetch) as storage:
-        sources = open_sources(config.sources, storage=storage)
-        trained = load_trained(config.checkpoint, device)
-        retrieval = score_all(config, trained, stored_clips(sources))
-    result = {
-        "metrics": metrics_of(retrieval),
-        "chance": asdict(chance_text_to_video(len(retrieval.clips))),
-        "protocol": {
-            "captions": "all captions of a clip are queries",
-            "video_to_text": "rank of the clip's best caption",
-            "frames": f"{trained.dual.config.video.num_frames}, spread evenly",
-            "picture": f"whole frame resized to {trained.dual.config.video.image_size}",
-            "ties": "count against the right answer",
-        },
-        "data": {source.name: source.reader.info.digest for source in sources},
-        "checkpoint": {"path": str(trained.path), "weights_sha256": trained.weights_sha256},
-        "config": config.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("alpro-stream", "torch")},
-    }
-    _write(config.out, result, retrieval)
+    world = world or alone()
+    with opened(config, world) as data:
+        clips, trained = data.clips, data.trained
+        with world.all_or_none():
+            queries = queries_of(clips, config.captions)
+            _check(config, trained, len(clips), len(queries.captions))
+        world.stage.enter("the encoders")
+        with world.all_or_none("the features of all ranks"):
+            features = _features(config, trained, clips, queries, world)
+    world.stage.enter("the scores of all pairs")
+    scoring = Scoring(
+        config.scores,
+        config.top_k if config.mode == "rerank" else None,
+        config.dual_softmax,
+        config.num_clips,
+        config.aggregation,
+        config.batch_size,
+    )
+    scores = score_all(trained.model, features, len(queries.captions), len(clips), scoring, world)
+    metrics = {name: metrics_both_ways(both, queries.truth_C) for name, both in scores.items()}
+    odd = odd_captions(queries.captions, trained.tokenizer, config.num_tokens or trained.description.num_tokens)
+    result = result_of(
+        config,
+        trained,
+        metrics={name: asdict(both) for name, both in metrics.items()},
+        protocol=_protocol(config, trained),
+        split=_split(config, data, queries, odd),
+        chance=asdict(chance_text_to_video(len(clips))),
+    )
+    with world.all_or_none("the files of rank 0"):
+        if world.is_first:
+            if str(odd):
+                logger.warning("of %d captions: %s; all of them are queries", len(queries.captions), odd)
+            if config.keep_scores:
+                write_scores(config.out, scores, [clip.key for clip in clips], queries)
+            write_result(config.out, result)
     return result
 
 
-def score_all(config: EvaluateConfig, trained: Trained, clips: list[StoredClip]) -> Retrieval:
-    """Scores of every caption with every clip."""
-    if "vtm" in config.scores and not isinstance(trained.model, AlproModel):
-        raise ConfigError(f"{trained.path} is a prompter: it has no matching head; set scores=[vtc]")
-    video = trained.dual.config.video
-    device_id = torch.cuda.current_device() if torch.cuda.is_available() else None
-    choice = evenly_spread(video.num_frames, config.video)
-    max_frames = config.batch_size * video.num_frames
-    captions = [caption for clip in clips for caption in clip.captions]
-    truth_C = torch.tensor([index for index, clip in enumerate(clips) for _ in clip.captions])
-    with closing(build_clip_decoder(config.decode, video.image_size, max_frames, device_id)) as decoder:
-        videos = embed_videos(trained.dual, clips, choice, decoder, config.batch_size)
-    texts = embed_texts(trained.dual, captions, trained.tokenizer, config.batch_size)
-    scores: dict[str, Tensor] = {}
-    if "vtc" in config.scores:
-        scores["vtc"] = (texts.feature_CE @ videos.feature_VE.T).cpu()
-    if "vtm" in config.scores and isinstance(trained.model, AlproModel):
-        scores["vtm"] = matching_scores(trained.model, texts, videos, config.batch_size).cpu()
-    return Retrieval(clips, captions, truth_C, scores)
+def _split(config: EvaluateConfig, data: Opened, queries: Queries, odd: OddCaptions) -> dict[str, Any]:
+    """What was asked for, and what there was to choose from."""
+    clips = data.clips
+    return {
+        "digest": split_digest(clips, config.captions),
+        "num_videos": len(clips),
+        "num_captions": len(queries.captions),
+        "captions_per_video": captions_per_video(queries, len(clips)),
+        "odd_captions": asdict(odd),
+        "sources": {source.name: source.content for source in data.sources},
+    }
 
 
-@torch.inference_mode()
-def matching_scores(model: AlproModel, texts: TextEmbeddings, videos: VideoEmbeddings, batch_size: int) -> Tensor:
-    """Probability that caption and clip match, of every pair, (C, V): the published final score."""
-    num_texts, num_videos = len(texts.text_CLD), len(videos.tokens_VND)
-    scores = torch.empty(num_texts * num_videos, dtype=torch.float64, device=texts.text_CLD.device)
-    for pairs in torch.split(torch.arange(len(scores), device=scores.device), batch_size):
-        text, video = pairs // num_videos, pairs % num_videos
-        cls_B1D = model.multimodal(texts.text_CLD[text], texts.mask_CL[text], videos.tokens_VND[video], num_tokens=1)
-        # In float32 all sure matches would be exactly 1, and tie.
-        scores[pairs] = model.match_logits(cls_B1D[:, 0]).double().softmax(dim=1)[:, 1]
-    return scores.view(num_texts, num_videos)
+def _protocol(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
+    """All that decides what the figures mean, and is neither the model nor the data."""
+    return {
+        "captions": config.captions,
+        "text_to_video": "every caption is a query for its video",
+        "video_to_text": "every video with a caption is a query; the rank is that of its best caption",
+        "ties": "count against the right answer",
+        **of_frames(config, trained),
+        "mode": config.mode if "vtm" in config.scores else None,
+        "top_k": config.top_k if config.mode == "rerank" else None,
+        "dual_softmax": config.dual_softmax,
+    }
 
 
-def metrics_of(retrieval: Retrieval) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics by score and direction."""
-    metrics = {}
-    for name, scores_CV in retrieval.scores_CV.items():
-        to_video = text_to_video_ranks(scores_CV, retrieval.truth_C)
-        to_text = video_to_text_ranks(scores_CV, retrieval.truth_C)
-        metrics[name] = {
-            "text_to_video": asdict(retrieval_metrics(to_video, len(retrieval.clips))),
-            "video_to_text": asdict(retrieval_metrics(to_text, len(retrieval.captions))),
-        }
-    return metrics
+def _check(config: EvaluateConfig, trained: Trained, num_videos: int, num_captions: int) -> None:
+    """Refuses in the first seconds what would fail after hours."""
+    task, path = trained.description.task, trained.path
+    if task == "question_answering":
+        raise ConfigError(
+            f"{path} was trained to answer questions: it has neither trained features nor a matching head. Set "
+            "checkpoint to one of task pretrain or retrieval"
+        )
+    if "vtm" in config.scores and task == "prompter":
+        raise ConfigError(f"{path} is a prompter: it has no matching head; set scores=[vtc]")
+    if config.mode == "rerank" and config.top_k > (fewer := min(num_videos, num_captions)):
+        raise ConfigError(
+            f"top_k={config.top_k} is more than there is to choose from: {num_videos} videos, {num_captions} captions. "
+            f"Set top_k to {fewer} at most, or mode=exact"
+        )
 
 
-def _write(directory: Path, result: dict[str, Any], retrieval: Retrieval) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {name: scores.numpy() for name, scores in retrieval.scores_CV.items()}
-    arrays["keys"] = np.array([clip.key for clip in retrieval.clips])
-    arrays["captions"] = np.array(retrieval.captions)
-    arrays["truth"] = retrieval.truth_C.numpy()
-    np.savez(directory / "scores.npz", **arrays)
-    # Last: its presence says that the evaluation is whole.
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    aside = directory / ".result.json.partial"
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.rename(directory / "result.json")
+def _features(
+    config: EvaluateConfig, trained: Trained, clips: Sequence[StoredClip], queries: Queries, world: World
+) -> Features:
+    """Of this rank, from the cache where they are in it."""
+    path = _cache_file(config, trained, clips, world)
+    if path and path.is_file():
+        logger.info("features as of %s", path)
+        return load_features(path, world.device)
+    with encoding(config, trained, world) as how:
+        features = encode_share(trained.dual, clips, queries.captions, how, world)
+    if path:
+        save_features(features, path)
+    return features
+
+
+def _cache_file(config: EvaluateConfig, trained: Trained, clips: Sequence[StoredClip], world: World) -> Path | None:
+    """Named after all that decides what the encoders give, so that a file is never of something else."""
+    if config.cache_dir is None:
+        return None
+    what = {
+        "weights": trained.weights_sha256,
+        "tokenizer": trained.tokenizer.digest,
+        "items": [(clip.source.content, clip.shard, clip.slot) for clip in clips],
+        "frames": [trained.dual.config.video.num_frames, config.num_clips, config.video.model_dump(mode="json")],
+        "texts": [config.captions, config.num_tokens or trained.description.num_tokens],
+        "decoder": decoder_name(config.decode),
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return config.cache_dir / f"features-{digest[:16]}-rank{world.rank}of{world.size}.safetensors"

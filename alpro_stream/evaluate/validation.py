@@ -3,24 +3,27 @@
 Nothing here changes the run: no gradients, no dropout, no draws from the run's own.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from alpro_stream.config import Config
-from alpro_stream.errors import ConfigError, PlanError
-from alpro_stream.evaluate.embed import StoredClip, embed_texts, embed_videos, evenly_spread, stored_clips
-from alpro_stream.evaluate.ranking import retrieval_metrics, text_to_video_ranks, video_to_text_ranks
+from alpro_stream.errors import ConfigError, PlanError, SampleError
+from alpro_stream.evaluate.embed import StoredClip, evenly_spread, pixels_of, stored_clips
+from alpro_stream.evaluate.features import Encoding, encode_share, similarities
+from alpro_stream.evaluate.queries import queries_of
+from alpro_stream.evaluate.ranking import BothWays, metrics_both_ways
 from alpro_stream.losses.objective import SoftLabels
 from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.model.video_encoder import VideoEncoderConfig
-from alpro_stream.stream.clips import build_clip_decoder
+from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
 from alpro_stream.stream.config import StreamConfig, make_plan
+from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan, lanes_of_rank
 from alpro_stream.stream.sources import SourceConfig, closing_storage, open_sources
@@ -29,9 +32,11 @@ from alpro_stream.train.distributed import World
 from alpro_stream.train.engine import Engine
 from alpro_stream.train.step import Step
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 _RECALL_AT = (1, 5)
+# With one there is nothing to confuse it with.
+_FEWEST_CLIPS = 2
 
 
 class ValidationConfig(Config):
@@ -45,7 +50,8 @@ class ValidationConfig(Config):
     """Global batches whose losses are averaged, always the same; null takes one pass, 0 leaves them out. Without PEM,
     whose labels come from the prompter, which is busy with the run."""
     num_clips: int = Field(default=1000, ge=0)
-    """Most clips of retrieval by VTC, the first of the data sets, with all their captions; 0 leaves it out."""
+    """Most clips of retrieval by VTC, the first of the data sets, with all their captions; 0 leaves it out, and so does
+    question answering."""
     batch_size: int = Field(default=32, ge=1)
     """Clips or captions that a rank embeds at once."""
 
@@ -112,38 +118,18 @@ class Validator:
         model = self.engine.module.model
         assert isinstance(model, AlproModel | DualEncoder)
         encoder = model.dual if isinstance(model, AlproModel) else model
-        own = _own_share(self.clips, self.world)
-        size, decoder = self.config.batch_size, self.maker.decoder
-        choice = evenly_spread(self.maker.num_frames, self.maker.config.video)
-        captions = [caption for clip in self.clips for caption in clip.captions]
+        choice, decoder = evenly_spread(self.maker.num_frames, self.maker.config.video), self.maker.decoder
+        how = Encoding(choice, decoder, self.tokenizer, self.config.batch_size)
         with self.world.all_or_none("the held-out clips of all ranks"), self.engine.evaluating(whole=True):
-            own_feature_VE = embed_videos(encoder, own, choice, decoder, size).feature_VE
-            texts = embed_texts(encoder, _own_share(captions, self.world), self.tokenizer, size).feature_CE
-        feature_VE = self._whole(own_feature_VE, len(self.clips))
-        feature_CE = self._whole(texts, len(captions))
-        truth_C = torch.tensor([number for number, clip in enumerate(self.clips) for _ in clip.captions])
-        scores_CV = (feature_CE @ feature_VE.T).cpu()
-        ranks = {
-            "text_to_video": (text_to_video_ranks(scores_CV, truth_C), len(self.clips)),
-            "video_to_text": (video_to_text_ranks(scores_CV, truth_C), len(captions)),
-        }
+            queries = queries_of(self.clips)
+            features = encode_share(encoder, self.clips, queries.captions, how, self.world)
+        scores_CV = similarities(features, len(queries.captions), len(self.clips), self.world).cpu()
+        metrics = metrics_both_ways(BothWays(scores_CV, scores_CV), queries.truth_C)
         figures: dict[str, float] = {}
-        for direction, (found, num_candidates) in ranks.items():
-            metrics = retrieval_metrics(found, num_candidates)
-            figures |= {f"{direction}_r{k}": float(getattr(metrics, f"recall_at_{k}")) for k in _RECALL_AT}
-            figures[f"{direction}_median_rank"] = float(metrics.median_rank)
+        for direction, found in vars(metrics).items():
+            figures |= {f"{direction}_r{k}": float(getattr(found, f"recall_at_{k}")) for k in _RECALL_AT}
+            figures[f"{direction}_median_rank"] = float(found.median_rank)
         return figures
-
-    def _whole(self, own: Tensor, count: int) -> Tensor:
-        """The rows of all ranks in their order, without those that only filled up."""
-        gathered = self.world.gather(own.clone())
-        return gathered.view(self.world.size, len(own), -1).transpose(0, 1).flatten(0, 1)[:count]
-
-
-def _own_share(items: Sequence[T], world: World) -> list[T]:
-    """Every n-th item for n ranks, as many on each of them: the last one again where there are too few."""
-    length = -(-len(items) // world.size)
-    return [items[min(number * world.size + world.rank, len(items) - 1)] for number in range(length)]
 
 
 def open_validation(
@@ -172,10 +158,11 @@ def open_validation(
     Raises:
         AlproError: the data cannot be opened, or are too few.
     """
-    changes = {"sources": config.sources, "augment": "none", "crop_only_probability": 0.0, "unit": "clip"}
+    unit = "question" if stream.unit == "question" else "clip"
+    changes = {"sources": config.sources, "augment": "none", "crop_only_probability": 0.0, "unit": unit}
     stream = stream.model_copy(update=changes)
     storage = stack.enter_context(closing_storage(stream.sources, stream.cache, stream.fetch))
-    sources = open_sources(stream.sources, storage=storage)
+    sources = open_sources(stream.sources, stream.unit, storage)
     for source in sources:
         stack.callback(source.reader.close)
     max_frames = max(stream.global_batch // world.size, config.batch_size) * video.num_frames
@@ -187,12 +174,39 @@ def open_validation(
         plan = None if config.num_batches == 0 else make_plan(stream, sources)
     except PlanError as error:
         raise ConfigError(f"validation: {error}; validation.num_batches=0 leaves its losses out") from error
-    clips = tuple(stored_clips(sources)[: config.num_clips])
-    if len(clips) == 1:
+    # A model that answers questions has no features to retrieve by.
+    clips = () if unit == "question" else tuple(stored_clips(sources, config.num_clips))
+    if 0 < len(clips) < _FEWEST_CLIPS:
         raise ConfigError("validation.sources hold 1 clip, of which retrieval can tell nothing; 2 are needed at least")
 
     def with_engine(engine: Engine, num_micro_batches: int) -> Validator:
         step = Step(engine, world, num_micro_batches, stream.seed)
-        return Validator(config.every, config, maker, plan, clips, engine, step, world, tokenizer, num_entities)
+        found = readable(clips, evenly_spread(video.num_frames, stream.video), decoder, world)
+        return Validator(config.every, config, maker, plan, found, engine, step, world, tokenizer, num_entities)
 
     return with_engine
+
+
+def readable(
+    clips: Sequence[StoredClip], choice: FrameChoice, decoder: ClipDecoder, world: World
+) -> tuple[StoredClip, ...]:
+    """The clips that every look can use; the others are named once. All ranks must ask, and get the same.
+
+    A run must not end, each time that it comes to the same look, because of a sample that it does not train on.
+    """
+    is_bad_V = torch.zeros(len(clips))
+    with world.all_or_none("the held-out clips of all ranks"):
+        for number in range(world.rank, len(clips), world.size):
+            try:
+                pixels_of(clips[number : number + 1], choice, decoder)
+            except SampleError as error:
+                is_bad_V[number] = 1
+                logger.warning("validation leaves out %s", error)
+    is_bad_V = world.sum(is_bad_V.to(world.device))
+    found = tuple(clip for clip, is_bad in zip(clips, is_bad_V.tolist(), strict=True) if not is_bad)
+    if len(found) < len(clips) and len(found) < _FEWEST_CLIPS:
+        raise ConfigError(
+            f"{len(clips) - len(found)} of the {len(clips)} clips of validation.sources cannot be read, see above; "
+            f"retrieval needs {_FEWEST_CLIPS}"
+        )
+    return found

@@ -86,7 +86,10 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class Terms:
-    """Weighted sum to differentiate, and every loss by name (shares of the global value, without a graph)."""
+    """Weighted sum to differentiate, and every loss by name (shares of the global value, without a graph).
+
+    A name with a slash is that of another figure than a loss.
+    """
 
     total: Tensor
     values: dict[str, Tensor]

@@ -20,6 +20,8 @@ Format = Literal[
     "msrvtt",
     "didemo",
     "msvd",
+    "msrvtt_qa",
+    "msvd_qa",
     "alpro",
     "lavis",
     "folder",

@@ -6,8 +6,10 @@ from typing import Any
 
 from alpro_stream.errors import ManifestError
 from alpro_stream.manifest.columns import Entry
-from alpro_stream.manifest.lines import entries_of_lines, json_document
+from alpro_stream.manifest.lines import entries_of_lines, json_document, json_entries, text_lines
 from alpro_stream.manifest.rows import RejectedRow, type_name
+
+MSVD_MAPPING_FILE = "youtube_mapping.txt"
 
 _MSRVTT_SPLITS = {"validate": "val"}
 
@@ -97,6 +99,32 @@ def didemo_entries(path: Path) -> Iterator[Entry | RejectedRow]:
         else:
             paragraphs[video] = Entry(number, dict(moment))
     yield from paragraphs.values()
+
+
+def msvd_qa_entries(path: Path) -> Iterator[Entry | RejectedRow]:
+    """MSVD-QA: questions about clips by number, with the names of the clips in ``youtube_mapping.txt`` beside them.
+
+    Where that file is not there, the clips are named by their numbers, ``vid1`` and so on.
+
+    Raises:
+        ManifestError: one of the files cannot be read, or the list is broken.
+    """
+    mapping = path.with_name(MSVD_MAPPING_FILE)
+    name_of = _msvd_names(mapping) if mapping.is_file() else None
+    for entry in json_entries(path):
+        number = entry.values.get("video_id") if isinstance(entry, Entry) else None
+        if isinstance(entry, RejectedRow) or number is None:
+            yield entry
+        elif (name := f"vid{number}") in (name_of or (name,)):
+            yield Entry(entry.line, {**entry.values, "name": name_of[name] if name_of else name})
+        else:
+            yield RejectedRow(entry.line, name, f"{MSVD_MAPPING_FILE} has no clip {name}")
+
+
+def _msvd_names(mapping: Path) -> dict[str, str]:
+    """Name of each clip by its number, of lines ``<name> vid<number>``."""
+    lines = [item[1].split() for item in text_lines(mapping) if not isinstance(item, RejectedRow)]
+    return {line[1]: line[0] for line in lines if len(line) == 2}
 
 
 def _hashable(entry: Any, name: str) -> Any:

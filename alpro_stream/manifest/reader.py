@@ -70,6 +70,16 @@ _LAYOUTS: dict[Format, _Layout] = {
     ),
     "didemo": _Layout(published.didemo_entries, {"id": "video", "media": "video", "captions": "description"}),
     "msvd": _Layout(published.msvd_entries, {"id": "name", "media": "{name}.avi", "captions": "caption"}, grouped=True),
+    "msrvtt_qa": _Layout(
+        json_entries,
+        {"id": "video{video_id}", "media": "video{video_id}.mp4", "question": "question", "answer": "answer"},
+        grouped=True,
+    ),
+    "msvd_qa": _Layout(
+        published.msvd_qa_entries,
+        {"id": "name", "media": "{name}.avi", "question": "question", "answer": "answer"},
+        grouped=True,
+    ),
     # Retrieval and question answering name clips without a suffix, pre-training gives paths.
     "alpro": _Layout(
         json_entries,

@@ -103,8 +103,9 @@ def row_from_fields(line: int, fields: Mapping[str, Any], byte_range: tuple[int,
     return ManifestRow(
         id=_text(fields, "id"),
         media=media,
-        captions=_captions(fields),
+        # First, as an empty question may stand as caption too.
         qa=_questions(fields),
+        captions=_captions(fields),
         start_s=start_s,
         end_s=end_s,
         split=split,

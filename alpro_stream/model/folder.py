@@ -56,6 +56,11 @@ class ModelDescription(Config):
             )
         return self
 
+    def with_frames(self, num_frames: int) -> Self:
+        """The same for clips of another number of frames."""
+        video = self.model.video.model_copy(update={"num_frames": num_frames})
+        return self.model_copy(update={"model": self.model.model_copy(update={"video": video})})
+
     def build(self) -> AlproModel | DualEncoder:
         """A fresh model of this kind."""
         return build_model(self.task, self.model, self.vocab_size, len(self.entities), len(self.answers))
@@ -102,8 +107,12 @@ def read_description(directory: Path) -> ModelDescription:
         raise CheckpointError(f"{error}; is this a model of alpro-stream?") from error
 
 
-def read_model(directory: Path) -> LoadedModel:
+def read_model(directory: Path, num_frames: int | None = None) -> LoadedModel:
     """Loads a model folder, in evaluation mode, on the CPU.
+
+    Args:
+        directory: the folder.
+        num_frames: of a clip, other than those it was trained on: the time embeddings are resized, as published.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of config.json.
@@ -111,6 +120,8 @@ def read_model(directory: Path) -> LoadedModel:
     """
     description = read_description(directory)
     tokenizer = read_tokenizer(directory, description)
+    if num_frames is not None:
+        description = description.with_frames(num_frames)
     model = description.build()
     path = directory / WEIGHTS_FILE
     load_by_name(model, read_tensors(path), str(path))

@@ -70,9 +70,7 @@ def pretraining_operations(
     """
     width = config.text.width
     video = video_operations(config, num_frames)
-    text = 2 * config.text.num_layers * _layer(num_tokens, width, config.text.intermediate_size)
-    length = num_tokens + 1 + config.video.grid**2
-    fusion = 4 * config.text.num_multimodal_layers * _layer(length, width, config.text.intermediate_size)
+    text, fusion = 2 * _text(config, num_tokens), 4 * _fusion(config, num_tokens)
     projections = 2 * 3 * width * config.projection_size  # Video, clean text, masked text.
     vtm = 2 * 3 * width * 2
     mlm = 2 * num_tokens * (width**2 + width * vocab_size)
@@ -81,10 +79,28 @@ def pretraining_operations(
     return Operations(video, text, fusion, projections + vtm + mlm + pem, prompter if heads.num_entities else 0.0)
 
 
+def retrieval_operations(config: ModelConfig, num_tokens: int, num_frames: int | None = None) -> Operations:
+    """Operations of one sample in fine-tuning for retrieval: VTC, and VTM of the positive and two negative pairs."""
+    width = config.text.width
+    heads = 2 * 2 * width * config.projection_size + 2 * 3 * width * 2
+    fusion = 3 * _fusion(config, num_tokens)
+    return Operations(video_operations(config, num_frames), _text(config, num_tokens), fusion, float(heads), 0.0)
+
+
+def answering_operations(
+    config: ModelConfig, num_tokens: int, num_answers: int, num_frames: int | None = None
+) -> Operations:
+    """Operations of one question in fine-tuning for question answering: one pair, and the head of the answers."""
+    width = config.text.width
+    heads = 2 * (2 * width**2 + 2 * width * num_answers)
+    fusion = _fusion(config, num_tokens)
+    return Operations(video_operations(config, num_frames), _text(config, num_tokens), fusion, float(heads), 0.0)
+
+
 def contrastive_operations(config: ModelConfig, num_tokens: int, num_frames: int | None = None) -> Operations:
     """Operations of one sample in a step of the prompter's own training: the dual encoder with VTC."""
-    text = config.text.num_layers * _layer(num_tokens, config.text.width, config.text.intermediate_size)
     projections = 2 * 2 * config.text.width * config.projection_size
+    text = _text(config, num_tokens)
     return Operations(video_operations(config, num_frames), text, 0.0, float(projections), 0.0)
 
 
@@ -105,6 +121,17 @@ def video_operations(config: ModelConfig, num_frames: int | None = None) -> floa
     mlp = (1 + frames * patches) * 4 * width * hidden
     embedding = 2 * 3 * video.patch_size**2 * width * frames * patches
     return float(embedding + video.depth * (over_time + over_space + mlp))
+
+
+def _text(config: ModelConfig, num_tokens: int) -> float:
+    """The text encoder, of one text."""
+    return config.text.num_layers * _layer(num_tokens, config.text.width, config.text.intermediate_size)
+
+
+def _fusion(config: ModelConfig, num_tokens: int) -> float:
+    """The multimodal encoder, of one pair."""
+    length = num_tokens + 1 + config.video.grid**2
+    return config.text.num_multimodal_layers * _layer(length, config.text.width, config.text.intermediate_size)
 
 
 def _layer(length: int, width: int, hidden: int) -> float:

@@ -1,6 +1,12 @@
 """Pages: plain data in, one self-contained file out."""
 
-from alpro_stream.pages.render import render_dataset_card, render_report, render_run_report, render_shard_report
+from alpro_stream.pages.render import (
+    render_dataset_card,
+    render_report,
+    render_run_report,
+    render_search,
+    render_shard_report,
+)
 from alpro_stream.pages.report import (
     Box,
     ClipExample,
@@ -24,6 +30,7 @@ from alpro_stream.pages.run_report import (
     SavedCheckpoint,
     TrainingNumbers,
 )
+from alpro_stream.pages.search_page import SearchFrame, SearchHit, SearchPage
 from alpro_stream.pages.shard_report import (
     DatasetCard,
     Histogram,
@@ -56,6 +63,9 @@ __all__ = [
     "SampleSheet",
     "SavedCheckpoint",
     "SearchExample",
+    "SearchFrame",
+    "SearchHit",
+    "SearchPage",
     "ShardReportData",
     "SplitCounts",
     "StageTime",
@@ -64,5 +74,6 @@ __all__ = [
     "render_dataset_card",
     "render_report",
     "render_run_report",
+    "render_search",
     "render_shard_report",
 ]

@@ -18,3 +18,8 @@ def data_uri(picture: bytes) -> str:
             return f"data:{mime_type};base64,{base64.b64encode(picture).decode('ascii')}"
     found = picture[:8].hex(" ") or "no bytes"
     raise MediaError(f"a picture of a page starts with {found}; expected the bytes of a JPEG or PNG file")
+
+
+def picture_source(picture: bytes | str) -> str:
+    """What an ``img`` element gets: the picture itself, or the address that it is served at."""
+    return picture if isinstance(picture, str) else data_uri(picture)

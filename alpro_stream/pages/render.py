@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from alpro_stream.pages import histograms, markdown, numbers, pictures, plots
 from alpro_stream.pages.report import ReportData
 from alpro_stream.pages.run_report import RunReportData
+from alpro_stream.pages.search_page import SearchPage
 from alpro_stream.pages.shard_report import DatasetCard, ShardReportData
 
 _MOST_REASONS = 100
@@ -33,6 +34,17 @@ def render_run_report(report: RunReportData) -> str:
         MediaError: a picture that is neither JPEG nor PNG.
     """
     return _render(_html(), "run_report.html.j2", report=report)
+
+
+def render_search(page: SearchPage) -> str:
+    """The page of a search as one HTML file that asks for nothing else, or as it is served.
+
+    All text of the page is escaped.
+
+    Raises:
+        MediaError: a picture that is neither JPEG nor PNG.
+    """
+    return _render(_html(), "search.html.j2", page=page)
 
 
 def render_shard_report(report: ShardReportData) -> str:
@@ -64,7 +76,8 @@ def _render(environment: Environment, template: str, **values: Any) -> str:
 @cache
 def _html() -> Environment:
     environment = _environment()
-    environment.filters[pictures.data_uri.__name__] = pictures.data_uri
+    for source in (pictures.data_uri, pictures.picture_source):
+        environment.filters[source.__name__] = source
     environment.globals.update(
         chance_level=numbers.chance_level,
         loss_plot=plots.loss_plot,

@@ -16,9 +16,9 @@ from reference_models import (
     reference_file,
     reference_model,
 )
-from torch.nn.functional import cross_entropy
 
 from alpro_stream.errors import CheckpointError
+from alpro_stream.losses.answers import answer_loss
 from alpro_stream.model.loading import load_by_name
 
 
@@ -44,7 +44,7 @@ def answers(dtype):
     logits_BA = logits_of(reference_model("qa", dtype), dtype)
     return {
         "out.logits": logits_BA,
-        "out.loss": cross_entropy(logits_BA, inputs("qa_tiny", "labels")[0]),
+        "out.loss": answer_loss(logits_BA, inputs("qa_tiny", "labels")[0]),
         "out.from_pretrain.logits": logits_of(from_pretraining(dtype), dtype),
     }
 

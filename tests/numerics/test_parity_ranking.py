@@ -7,7 +7,13 @@ from parity_files import arrays, meta
 
 from alpro_stream.errors import DataError
 from alpro_stream.evaluate.answers import accuracy_by_type
-from alpro_stream.evaluate.ranking import retrieval_metrics, text_to_video_ranks, video_to_text_ranks
+from alpro_stream.evaluate.ranking import (
+    BothWays,
+    metrics_both_ways,
+    retrieval_metrics,
+    text_to_video_ranks,
+    video_to_text_ranks,
+)
 
 SETS = ("one_caption", "three_captions")
 
@@ -39,6 +45,17 @@ def test_video_to_text_is_the_usual_one(name):
     ours = video_to_text_ranks(scores_CV, truth_C)
     assert np.array_equal(ours, ranks["paper"])
     assert_metrics(ours, len(scores_CV), meta("ranking")[name]["video2text_best_caption"])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_metrics_of_both_directions_at_once(name):
+    scores_CV, truth_C, _ = stored(name)
+    found = metrics_both_ways(BothWays(scores_CV, scores_CV), truth_C)
+    for ours, theirs in ((found.text_to_video, "text2video"), (found.video_to_text, "video2text_best_caption")):
+        figures = (ours.recall_at_1, ours.recall_at_5, ours.recall_at_10, ours.median_rank, ours.mean_rank)
+        expected = meta("ranking")[name][theirs]
+        assert figures == pytest.approx([expected[key] for key in ("r1", "r5", "r10", "medianR", "meanR")], rel=1e-12)
+    assert found.video_to_text.num_candidates == len(scores_CV)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from parity_files import arrays, assert_close, meta
+from parity_files import arrays, assert_close, facts, meta
 from reference_models import (
     ONLY_VTC_AND_VTM,
     SIZES,
@@ -22,8 +22,14 @@ from reference_models import (
     terms_of,
 )
 
+from alpro_stream.config import load_config
 from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings
-from alpro_stream.evaluate.retrieval import matching_scores
+from alpro_stream.evaluate.features import Features
+from alpro_stream.evaluate.matching import matching_scores
+from alpro_stream.evaluate.rerank import best_candidates
+from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.evaluate.scoring import Scoring, score_all
+from alpro_stream.train.distributed import World
 
 CASE = "retrieval_tiny"
 
@@ -101,6 +107,47 @@ def test_scores_are_the_second_column_of_the_softmax_and_not_rounded():
     theirs = torch.from_numpy(arrays(CASE)["out.inference_score_4_decimals"])
     order_VC = found["out.inference_score"].argsort(dim=1)
     assert (theirs.gather(1, order_VC).diff(dim=1) >= 0).all()
+
+
+def test_a_whole_scoring_gives_their_similarities_and_scores():
+    """What `alpro evaluate` computes from features, in both directions; theirs has a row a video."""
+    found = all_scores()
+    vtc_CV, vtm_CV = found["vtc"].text_to_video, found["vtm"].text_to_video
+    temperature = reference_model("retrieval", torch.float64).dual.temperature().item()
+    tolerance = TOLERANCES[torch.float64]
+    assert_close(vtc_CV / temperature, arrays(CASE)["out.inference_sim"].T, tolerance)
+    assert_close(vtm_CV, arrays(CASE)["out.inference_score"].T, tolerance)
+    assert all(both.video_to_text.equal(both.text_to_video) for both in found.values())
+
+
+def test_the_candidates_of_reranking_keep_their_scores():
+    found, theirs = all_scores(top_k=2)["vtm"], arrays(CASE)["out.inference_score"].T
+    for scores_CV, dim in ((found.text_to_video, 1), (found.video_to_text, 0)):
+        chosen_CV = scores_CV >= 0
+        assert (chosen_CV.sum(dim=dim) == 2).all()
+        assert_close(scores_CV[chosen_CV], theirs[chosen_CV.numpy()], TOLERANCES[torch.float64])
+        similarity_CV = torch.from_numpy(arrays(CASE)["out.inference_sim"].T)
+        assert chosen_CV.equal(best_candidates(similarity_CV.movedim(dim, 1), 2).movedim(1, dim))
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [("msrvtt_1ka", "msrvtt_retrieval"), ("msrvtt_full", "msrvtt_retrieval"), ("didemo", "didemo_retrieval")],
+)
+def test_configurations_look_at_as_much_as_the_published_runs(name, run):
+    config, published = load_config(EvaluateConfig, f"configs/evaluate/{name}.yaml"), facts()["runs"][run]
+    assert (config.num_frames, config.num_tokens) == (published["frames"], published["text_length"])
+    assert (config.num_clips, config.dual_softmax, config.captions == "joined") == (1, False, name == "didemo")
+    assert (config.mode == "exact") == (name != "msrvtt_full")
+
+
+@torch.no_grad()
+def all_scores(**how):
+    model = reference_model("retrieval", torch.float64)
+    text_CLD, text_CE = model.dual.encode_text(*inputs(CASE, "caption_ids", "caption_mask"))
+    texts, videos = embeddings(*model.dual.encode_video(pixels("retrieval", torch.float64)), text_CLD, text_CE)
+    alone = World(0, 0, 1, torch.device("cpu"))
+    return score_all(model, Features(videos, texts), SIZES["captions"], SIZES["batch"], Scoring(**how), alone)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from alpro_launch.cli import main
-from alpro_launch.export import load_words
 from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError
+from alpro_stream.evaluate.words import load_words
+from alpro_stream.exit_status import CONFIGURATION
 from alpro_stream.model.folder import LoadedModel, ModelDescription
 from alpro_stream.model.reference_names import to_reference
 from alpro_stream.model.weight_files import read_tensors
@@ -122,7 +123,7 @@ def test_sizes_and_task_of_a_released_file_can_be_changed(tmp_path, tokenizer):
 def test_what_cannot_be_exported_is_said(tmp_path, tokenizer, capsys, options, words):
     released(tokenizer, tmp_path / "pretrain.pt", "pretrain", entities=["dog", "cat"])
     given = [option.format(tokenizer) for option in options]
-    assert main(["export", str(tmp_path / "pretrain.pt"), str(tmp_path / "out"), *given]) == 1
+    assert main(["export", str(tmp_path / "pretrain.pt"), str(tmp_path / "out"), *given]) == CONFIGURATION
     assert re.search(words, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -130,11 +131,11 @@ def test_what_cannot_be_exported_is_said(tmp_path, tokenizer, capsys, options, w
 def test_nothing_is_overwritten_and_folders_take_no_options(tmp_path, tokenizer, capsys):
     make(tokenizer, "retrieval").save_pretrained(tmp_path / "model")
     source = str(tmp_path / "model")
-    assert main(["export", source, source]) == 1
+    assert main(["export", source, source]) == CONFIGURATION
     assert "exists" in capsys.readouterr().err
-    assert main(["export", source, str(tmp_path / "out"), "--tokenizer", str(tokenizer)]) == 1
+    assert main(["export", source, str(tmp_path / "out"), "--tokenizer", str(tokenizer)]) == CONFIGURATION
     assert "--tokenizer: for a released file only" in capsys.readouterr().err
-    assert main(["answer", str(IMAGE), "what", "--model", source]) == 1
+    assert main(["answer", str(IMAGE), "what", "--model", source]) == CONFIGURATION
     assert "cannot answer" in capsys.readouterr().err
 
 
@@ -150,6 +151,7 @@ def test_lists_of_words(tmp_path):
     assert words("d.json", '{"format_version": 1, "entities": [{"word": "dog", "count": 3}]}') == ["dog"]
     assert load_words(None) == []
     assert words("f.txt", "hot dog 31\ncat\t7\n") == ["hot dog", "cat"]
+    assert words("g.txt", "formula 1\ncar\n2\n") == ["formula 1", "car", "2"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,7 @@ def test_lists_of_words(tmp_path):
         ('{"red": 5, "blue": 9}', "numbers are not 0 to 1"),
         ('{"red": 1, "blue": 1}', "numbers are not 0 to 1"),
         ('["a", "a"]', "'a' more than once"),
+        ('["man", "boy", "Man"]', "'man' more than once.*remove one"),
         ('["a", ""]', "'' is in it"),
         ('[["a"]]', "is in it"),
     ],

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from page_files import Page
 from stream_parts import open_maker, stream_config
 
@@ -18,7 +19,7 @@ from alpro_launch.shuffle_view import shuffle_view
 from alpro_launch.training_page import write_training_page
 from alpro_stream.config import load_config, save_config, validate
 from alpro_stream.losses.objective import same_pairs
-from alpro_stream.run import RunConfig, train
+from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards import DatasetInfo, Sample, ShardWriter, save_dataset_info
 from alpro_stream.shards.layout import tar_path
 from alpro_stream.stream.clips import build_clip_decoder
@@ -27,6 +28,8 @@ from alpro_stream.stream.plan import PLAN_VERSION
 from alpro_stream.stream.quarantine import Failure, Occurrence
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.testing.shards import sample, write_dataset, write_tokenizer
+from alpro_stream.train import restore
+from alpro_stream.train.restore import ensure_bank
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,18 @@ def test_clips_are_those_of_the_whole_batches_with_their_crops(pretraining):
     assert found == [pytest.approx(boxes[index][:2]) for index in chosen]
     assert {len(example.frames) for example in examples} == {1, 2}
     assert all(0 < example.entities[0].probability <= 1 for example in examples)
+    assert not (config.run_dir / "prompter").exists()
+
+
+def test_the_prompt_bank_of_a_run_serves_its_page(pretraining, tmp_path, monkeypatch):
+    config = pretraining.model_copy(update={"run_dir": tmp_path})
+    prompter = config.prompter.checkpoint
+    bank = ensure_bank(
+        prompter, run_entities(config.prompter, config.stream), tmp_path / "prompter", torch.device("cpu")
+    )
+    monkeypatch.setattr(restore, "write_bank", None)
+    assert len(clip_examples(config, 1)) == 1
+    assert [*bank.parent.iterdir()] == [bank]
 
 
 def test_the_page_of_a_pretraining_shows_its_pseudo_labels_while_data_and_prompter_are_there(

@@ -24,7 +24,7 @@ def test_configurations_are_valid(text):
 def test_every_format_is_described():
     table = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", DOCUMENT, re.MULTILINE))))
     assert set(get_args(Format)) <= table
-    assert len(SECTIONS) == 11
+    assert len(SECTIONS) == 12
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ def test_every_format_is_described():
         ("MSRVTT", "json", "m.json", ["video0.mp4"]),
         ("DiDeMo", "json", "m.json", ["54322086@N00_24.avi"]),
         ("MSVD", "", "m.txt", ["-4wsuPCjDBc_5_15.avi"]),
+        ("MSRVTT-QA, MSVD-QA", "json", "m.json", ["video6513.mp4"]),
         ("ALPRO", "json", "m.jsonl", ["video7010.mp4", "video6513.mp4", "/data/cc3m/1.jpg"]),
         ("LAVIS", "json", "m.json", ["video2960.mp4", "val/1.jpg", "video0.mp4"]),
     ],

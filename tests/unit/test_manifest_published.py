@@ -195,3 +195,56 @@ def test_one_clip_with_very_many_captions_takes_no_time(tmp_path):
     text = "".join(f"name_1_2 caption {number}\n" for number in range(30_000))
     (only,) = read(tmp_path, text, "msvd")
     assert len(only.captions) == 30_000
+
+
+def test_msrvtt_qa_collects_the_questions_of_a_clip(tmp_path):
+    entries = [
+        {"answer": "couch", "category_id": 3, "id": 0, "question": "what do they sit on?", "video_id": 6513},
+        {"answer": "man", "category_id": 8, "id": 1, "question": "who sings?", "video_id": 6514},
+        {"answer": "two", "category_id": 3, "id": 2, "question": "how many sit?", "video_id": 6513},
+        {"answer": "dog", "category_id": 3, "id": 3, "question": " ", "video_id": 6513},
+        {"answer": "", "category_id": 3, "id": 4, "question": "where?", "video_id": 6514},
+        {"answer": "lost", "id": 5, "question": "which video?"},
+        "no object",
+    ]
+    questions = ["what do they sit on?", "how many sit?"]
+    assert read(tmp_path, entries, "msrvtt_qa", "train_qa.json") == [
+        row("video6513", "video6513.mp4", questions, 1, qa=zip(questions, ["couch", "two"], strict=True)),
+        row("video6514", "video6514.mp4", ["who sings?"], 2, qa=[("who sings?", "man")]),
+        RejectedRow(4, "video6513", "'qa' holds an empty question or answer"),
+        RejectedRow(5, "video6514", "'answer' holds None; expected a text"),
+        RejectedRow(6, None, "'id' is made of 'video{video_id}', where 'video_id' is None"),
+        RejectedRow(7, None, "expected a JSON object, found a text"),
+    ]
+
+
+MSVD_QA = [
+    {"answer": "peanut", "id": 0, "question": "what does a squirrel eat?", "video_id": 1},
+    {"answer": "man", "id": 1, "question": "who sings?", "video_id": 2},
+    {"answer": "squirrel", "id": 2, "question": "who eats?", "video_id": 1},
+]
+
+
+def test_msvd_qa_names_clips_by_the_file_beside_it(tmp_path):
+    (tmp_path / "youtube_mapping.txt").write_text("-4wsuPCjDBc_5_15 vid1\nbroken\n")
+    questions = ["what does a squirrel eat?", "who eats?"]
+    name = "-4wsuPCjDBc_5_15"
+    assert read(tmp_path, MSVD_QA, "msvd_qa", "train_qa.json") == [
+        row(name, f"{name}.avi", questions, 1, qa=zip(questions, ["peanut", "squirrel"], strict=True)),
+        RejectedRow(2, "vid2", "youtube_mapping.txt has no clip vid2"),
+    ]
+
+
+def test_msvd_qa_without_that_file_keeps_the_numbers(tmp_path):
+    assert [(row.id, row.media) for row in read(tmp_path, MSVD_QA, "msvd_qa")] == [
+        ("vid1", "vid1.avi"),
+        ("vid2", "vid2.avi"),
+    ]
+
+
+def test_an_id_in_two_splits_is_refused(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"video{name}\nvideo6513\n")
+    splits = {name: str(tmp_path / f"{name}.txt") for name in ("train", "test")}
+    with pytest.raises(ManifestError, match=r"test.txt, line 2: 'video6513' is in the list of 'train' too"):
+        read(tmp_path, [{"video_id": 6513, "question": "who?", "answer": "man"}], "msrvtt_qa", splits=splits)

@@ -6,7 +6,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
-from alpro_stream.model.operations import count_parameters, pretraining_operations, video_operations
+from alpro_stream.model.operations import (
+    answering_operations,
+    count_parameters,
+    pretraining_operations,
+    retrieval_operations,
+    video_operations,
+)
 from alpro_stream.model.text_encoder import TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoderConfig
 
@@ -73,6 +79,23 @@ def test_formula_equals_what_the_parts_execute():
         executed(lambda: model.entity_logits(text_BLD[:, 0])),
     ]
     assert sum(heads) == counted.heads
+
+
+def test_fine_tuning_fuses_three_pairs_or_one():
+    model = AlproModel(SMALL, vocab_size=50, heads=Heads.of("question_answering", num_answers=9)).eval()
+    full = pretraining_operations(SMALL, 5, 50, Heads.of("pretrain", 7))
+    retrieval, answering = retrieval_operations(SMALL, 5), answering_operations(SMALL, 5, 9)
+    assert (retrieval.video, answering.video) == (full.video, full.video)
+    assert (retrieval.text, answering.text) == (full.text / 2, full.text / 2)
+    assert (retrieval.fusion, answering.fusion) == (full.fusion * 3 / 4, full.fusion / 4)
+    assert executed(lambda: model.answer_logits(torch.randn(1, 32))) == answering.heads
+    matching = AlproModel(SMALL, vocab_size=50, heads=Heads.of("retrieval")).eval()
+    heads = [
+        executed(lambda: matching.dual.video_projection(torch.randn(1, 32))),
+        executed(lambda: matching.dual.text_projection(torch.randn(1, 32))),
+        3 * executed(lambda: matching.match_logits(torch.randn(1, 32))),
+    ]
+    assert sum(heads) == retrieval.heads
 
 
 def test_backward_is_twice_the_forward():

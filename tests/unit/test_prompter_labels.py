@@ -1,5 +1,8 @@
 """Prompts, the prompt bank and the soft labels."""
 
+import os
+import subprocess
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -72,6 +75,17 @@ def test_kinds_have_banks_of_their_own(encoder, tokenizer, tmp_path):
     assert torch.equal(banks["image"], build_bank(encoder, tokenizer, ENTITIES, "image"))
     assert not torch.equal(banks["image"], banks["video"])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_killed_writers_left_goes_when_a_bank_is_made(encoder, tokenizer, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, growing = (tmp_path / f".prompt_bank-a.safetensors.{pid}" for pid in (ended.pid, os.getpid()))
+    for file in (left, growing):
+        file.touch()
+    path = bank_path(tmp_path, "digest", tokenizer, ENTITIES)
+    write_bank(encoder, tokenizer, ENTITIES, path)
+    assert {*tmp_path.iterdir()} == {path, growing}
 
 
 def test_another_prompter_vocabulary_or_tokenizer_is_another_file(tokenizer, tmp_path):

@@ -1,6 +1,8 @@
 """A run's configuration, and what `train` refuses or reports."""
 
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -93,6 +95,52 @@ def test_the_prompt_bank_is_built_once(prompter, tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns == built
     monkeypatch.undo()
     assert ensure_bank(prompter, ["dog", "boat"], tmp_path, CPU) != path
+
+
+def test_a_damaged_prompt_bank_is_named(corpus, prompter, tmp_path):
+    run = run_of(corpus, tmp_path, pretrain(prompter, **{"prompter.placement": "process"}))
+    bank = ensure_bank(prompter, run_entities(run.prompter, run.stream), tmp_path / "prompter", CPU)
+    os.truncate(bank, bank.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match=rf"{bank} cannot be read \(.*\): remove it, and it is made again"):
+        train(run)
+
+
+def test_a_prompter_whose_bytes_changed_labels_nothing(corpus, prompter, tmp_path):
+    damaged = shutil.copytree(prompter, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    recorded = file_digest(weights)
+    with weights.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\x40")
+    assert load_trained(damaged, CPU)  # It can be read.
+    with pytest.raises(CheckpointError) as caught:
+        train(run_of(corpus, tmp_path / "run", pretrain(damaged)))
+    for text in (f"{weights} is damaged", file_digest(weights), recorded):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("train.optimizer.betas", ([1.0, 0.98], [0.9, -0.1], [0.9, math.nan])),
+        ("train.optimizer.eps", (-1e-8, math.nan, math.inf)),
+        ("train.optimizer.learning_rate", (math.inf,)),
+        ("train.epochs", (math.inf, math.nan, 1e30)),
+        ("train.max_steps", (10**30,)),
+        ("train.timeout_s", (math.inf, math.nan, 1e30)),
+        ("train.engine.num_threads", (1e30, 100_000)),
+        ("train.divergence.window", (1e30,)),
+        ("train.divergence.spike", (math.inf,)),
+        ("stream.decode.deadline_s", (math.inf, 1e30)),
+        ("prompter.deadline_s", (math.inf, math.nan, 1e30)),
+        ("prompter.lookahead", (10**6, 1e30)),
+        ("prompter.num_threads", (1e30, 100_000)),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(corpus, tmp_path, key, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            run_of(corpus, tmp_path, pretrain(tmp_path, **{key: value}))
 
 
 def test_a_checkpoint_serves_by_itself(corpus, prompter, tmp_path):

@@ -62,3 +62,14 @@ def test_the_choice_belongs_to_its_draws():
     first, again = (choose_frames(40, 4, "headtail", Draws(1)) for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, choose_frames(40, 4, "headtail", Draws(2)))
+
+
+def test_random_frames_are_any_of_the_clip_each_once_and_in_order():
+    chosen = [choose_frames(10, 4, "random", Draws("f", number)) for number in range(400)]
+    assert all(frames == sorted(set(frames)) and len(frames) == 4 for frames in chosen)
+    counts = np.bincount(np.concatenate(chosen), minlength=10)
+    assert len(counts) == 10
+    assert abs(counts - 160).max() < 5 * (400 * 0.4 * 0.6) ** 0.5
+    # Unlike headtail, all may come from one half.
+    assert any(frames[-1] < 5 for frames in chosen)
+    assert choose_frames(3, 4, "random", Draws(1)) == choose_frames(3, 4, "uniform", Draws(1))

@@ -208,7 +208,7 @@ def figures(data=0.0, prompter=0.0, **stages):
         (
             figures(3, 12, decode=99),
             "the prompter (the step waits 12 % of its time for soft labels, 3.0 % for data): "
-            "raise prompter.lookahead, or prompter.num_threads on a CPU",
+            "with prompter.placement=process raise prompter.lookahead, or prompter.num_threads on a CPU",
         ),
         (
             figures(20, 0, decode=30, read=15),
