@@ -99,8 +99,9 @@ class AnswerObjective(nn.Module):
         return torch.stack([batch.valid_B.sum(), num_listed]).float()
 
     def _logits(self, frames_BTHWC: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        video_BND, _ = self.model.dual.encode_video(normalise(frames_BTHWC))
-        text_BLD, _ = self.model.dual.encode_text(ids_BL, mask_BL)
+        # The encoders alone, without the features of VTC.
+        video_BND = self.model.dual.video_encoder(normalise(frames_BTHWC))
+        text_BLD = self.model.dual.text_encoder(ids_BL, mask_BL)
         return self.model.answer_logits(self.model.multimodal(text_BLD, mask_BL, video_BND, num_tokens=1)[:, 0])
 
     def _labels(self, batch: Batch) -> Tensor:

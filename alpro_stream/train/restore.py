@@ -148,7 +148,7 @@ def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, devi
     path = bank_path(directory, _weights_digest(folder), tokenizer, entities)
     if not path.is_file():
         write_bank(load_trained(folder, device).dual, tokenizer, entities, path)
-    str(path)  # Damage is this run's error, and not one of the prompter's process.
+    load_bank(path)  # Damage is this run's error, and not one of the prompter's process.
     return path
 
 

@@ -18,6 +18,7 @@ from alpro_launch.page_pictures import clip_examples
 from alpro_launch.shuffle_view import shuffle_view
 from alpro_launch.training_page import write_training_page
 from alpro_stream.config import load_config, save_config, validate
+from alpro_stream.exit_status import CONFIGURATION, DATA
 from alpro_stream.losses.objective import same_pairs
 from alpro_stream.run import RunConfig, run_entities, train
 from alpro_stream.shards import DatasetInfo, Sample, ShardWriter, save_dataset_info
@@ -165,7 +166,7 @@ def test_the_page_has_what_the_metrics_have_and_what_was_dropped(unfinished, run
 
 def test_a_page_of_something_else_is_refused(checkpoint, corpus, capsys):
     for path in (checkpoint, corpus / "train"):
-        assert alpro(["inspect", str(path), "--page"]) == 1
+        assert alpro(["inspect", str(path), "--page"]) == CONFIGURATION
         assert f"{path} is not the folder of a run" in capsys.readouterr().err
         assert not (path / "report.html").exists()
 
@@ -384,10 +385,12 @@ def test_damaged_samples_are_left_out_and_counted(related, tmp_path):
     ],
 )
 def test_mistakes_are_one_clear_message(related, capsys, arguments, message):
-    assert alpro(["inspect", str(related / "train"), *arguments]) == 1
+    assert alpro(["inspect", str(related / "train"), *arguments]) == (
+        DATA if "exclude list" in message else CONFIGURATION
+    )
     assert message in capsys.readouterr().err
 
 
 def test_shuffle_of_something_else_is_refused(tmp_path: Path, capsys):
-    assert alpro(["inspect", str(tmp_path), "--shuffle"]) == 1
+    assert alpro(["inspect", str(tmp_path), "--shuffle"]) == DATA
     assert f"{tmp_path} is empty; expected shards" in capsys.readouterr().err
