@@ -178,7 +178,8 @@ def train(
 
     Args:
         config: of the run.
-        is_asked_to_stop: asked after each step; where it is so on any rank, all save and return.
+        is_asked_to_stop: asked when the ranks have met and after each step; where it is so on any rank then, all save
+            and return.
         on_silence: called from a thread, with a message, when this rank stands still; see `train.watchdog`.
 
     Raises:
@@ -190,6 +191,7 @@ def train(
         keep_freed_memory()
     if config.train.engine.num_threads:
         torch.set_num_threads(config.train.engine.num_threads)
+    is_asked_to_stop()  # From here on, who is asked to stop saves first.
     _check_all_want_the_same(config, world)
     with ExitStack() as stack:
         with world.all_or_none():

@@ -98,6 +98,7 @@ class Validator:
         num_batches = self.plan.steps_per_epoch if self.config.num_batches is None else self.config.num_batches
         sums: dict[str, Tensor] = {}
         for number in range(num_batches):
+            self.world.stage.enter(f"batch {number + 1} of the validation")
             with self.world.all_or_none("the held-out batches of all ranks"):
                 lanes = lanes_of_rank(self.world.rank, self.world.size, self.plan.num_lanes)
                 batch = self.maker.make(self.plan, number, lanes).to(self.world.device)
@@ -118,6 +119,7 @@ class Validator:
         model = self.engine.module.model
         assert isinstance(model, AlproModel | DualEncoder)
         encoder = model.dual if isinstance(model, AlproModel) else model
+        self.world.stage.enter("the retrieval of the validation")
         choice, decoder = evenly_spread(self.maker.num_frames, self.maker.config.video), self.maker.decoder
         how = Encoding(choice, decoder, self.tokenizer, self.config.batch_size)
         with self.world.all_or_none("the held-out clips of all ranks"), self.engine.evaluating(whole=True):

@@ -208,15 +208,23 @@ def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType(
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s, versions)
-    # DeepSpeed insists on the variable, also where there is one rank and no launcher.
-    os.environ["LOCAL_RANK"] = str(local_rank)
-    # Votes through NCCL would make every step wait for the GPU.
-    timeout = timedelta(seconds=timeout_s)
-    control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
-    stage = Stage()
-    roll_call = _begin_roll_call(stage, dist.get_world_size(), control) if dist.get_world_size() > 1 else None
+    timeout, stage = timedelta(seconds=timeout_s), Stage()
+    try:
+        if not dist.is_initialized():
+            _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s, versions)
+        # DeepSpeed insists on the variable, also where there is one rank and no launcher.
+        os.environ["LOCAL_RANK"] = str(local_rank)
+        # Votes through NCCL would make every step wait for the GPU.
+        control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
+        roll_call = _begin_roll_call(stage, dist.get_world_size(), control) if dist.get_world_size() > 1 else None
+    except RuntimeError as error:
+        if not _is_of_a_group(error):
+            raise
+        raise RankError(
+            f"rank {rank} of {world_size} met the others, and then could not reach them all: a rank ended, or "
+            f"GLOO_SOCKET_IFNAME={os.environ.get('GLOO_SOCKET_IFNAME', '')} is not the interface between the machines "
+            f"({str(error).partition(chr(10))[0]})"
+        ) from error
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call, stage)
 
 

@@ -132,12 +132,13 @@ class Engine:
             fused=True,
         )
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in self._adamw.param_groups]
-        self._engine, *_ = deepspeed.initialize(
-            model=_Autocast(module, world.device, enabled=config.precision == "bf16"),
-            optimizer=self._adamw,
-            config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
-            dist_init_required=False,
-        )
+        with world.waiting("all ranks to build the engine", at_work=True):
+            self._engine, *_ = deepspeed.initialize(
+                model=_Autocast(module, world.device, enabled=config.precision == "bf16"),
+                optimizer=self._adamw,
+                config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
+                dist_init_required=False,
+            )
         limit_all_groups(world.timeout_s)
         self._engine.checkpoint_engine = self._files = _PatientWriter()
         # Two scripts that turn the engine's files into a model, which is saved beside them; one more write to fail.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
+from ipaddress import ip_address
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ _POLL_S = 0.1
 # What the system says of a machine that is off the network; a process that has ended refuses the connection.
 _CUT_OFF = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 _MOST_BYTES = 300
+# Of no machine (TEST-NET-1, RFC 5737): it takes the way to all those that have no way of their own.
+_ANOTHER_MACHINE = ("192.0.2.1", 1)
 
 
 class State(Enum):
@@ -151,4 +154,11 @@ def own_host(other: str) -> str:
     family, kind, _, _, address = socket.getaddrinfo(other, 1, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)
+        own = str(probe.getsockname()[0])
+        if other in ("localhost", address[0]) or not ip_address(own).is_loopback:
+            return own
+    # Debian gives a machine's own name an address of its loopback, and no other machine reaches that.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(_ANOTHER_MACHINE)
         return str(probe.getsockname()[0])
+    return own

@@ -48,7 +48,7 @@ def watching(
     with collecting(path) as file:
 
         def watch() -> None:
-            written_for = None
+            written_for = said_for = None
             while not over.wait(min(_TICK_S, limit_s / 4)):
                 faulthandler.dump_traceback_later(limit_s + 2 * grace_s, exit=True, file=file)
                 name, since = stage.now
@@ -59,12 +59,12 @@ def watching(
                 if written_for != since:
                     written_for = since
                     write_stacks(file, said, _descendants())
-                if silent_s >= limit_s + grace_s:
+                if silent_s >= limit_s + grace_s and said_for != since:
+                    said_for = since
                     on_silence(
                         f"{said}, and does not come out of it (train.timeout_s={limit_s:g}); what its processes do is "
                         f"in {path}"
                     )
-                    return
 
         thread = threading.Thread(target=watch, name="alpro-watchdog", daemon=True)
         thread.start()
@@ -78,7 +78,8 @@ def watching(
 
 def end_process(message: str) -> None:
     """Says it, and ends this process as it is; what it started ends with it."""
-    print(f"rank {os.environ.get('RANK', '0')}: error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # Nobody reads any more.
+        print(f"rank {os.environ.get('RANK', '0')}: error: {message}", file=sys.stderr, flush=True)
     os._exit(HARDWARE)
 
 

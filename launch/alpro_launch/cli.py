@@ -13,7 +13,7 @@ from alpro_launch.search import add_search_flags
 from alpro_launch.train_command import add_place_flags, add_train_flags, node_of, run_train
 from alpro_sharding.flags import add_shard_flags
 from alpro_stream.errors import AlproError, ConfigError
-from alpro_stream.exit_status import HARDWARE, INTERRUPTED, status_of
+from alpro_stream.exit_status import HARDWARE, INTERRUPTED, PREEMPTED, status_of
 
 _SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 
@@ -161,9 +161,12 @@ def _shard(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     configs, overrides = split_arguments(arguments.arguments)
-    for config in configs:
-        if status := run_train(config, overrides, arguments):
-            return status
+    for number, config in enumerate(configs, start=1):
+        outcome = run_train(config, overrides, arguments)
+        if outcome.status:
+            return outcome.status
+        if outcome.was_asked and number < len(configs):  # In its last step; the next one is not begun.
+            return PREEMPTED
     return 0
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from alpro_launch.hostfile import Host, num_slots, taken, to_text
@@ -67,18 +68,22 @@ class DeepspeedLauncher:
         save_config(self._config, resolved)
         hostfile.write_text(to_text(taken(self._there, num_ranks)), encoding="utf-8")
         stop = self._config.run_dir / STOP_FILE
+        # Where the first host is left out, its address is nobody's.
+        address = self._address if self._there[0] == self._hosts[0] else None
         environment = {**cpu_environment(), "PDSH_SSH_ARGS_APPEND": os.environ.get("PDSH_SSH_ARGS_APPEND", _ALIVE)}
         try:
             ended = run_all(
-                launch_command(hostfile.absolute(), resolved.absolute(), self._address, self._port),
+                launch_command(hostfile.absolute(), resolved.absolute(), address, self._port),
                 [environment],
                 ask_to_end=stop.touch,
             )
+            was_asked = ended.was_asked or stop.exists()
         finally:
             stop.unlink(missing_ok=True)
+        outcome = explain(ended.status)
         if ended.status == 0 and not _is_done(self._config):
-            return Outcome(HARDWARE, "the launcher ended before the run was done: was it killed?")
-        return explain(ended.status)
+            outcome = Outcome(HARDWARE, "the launcher ended before the run was done: was it killed?")
+        return replace(outcome, was_asked=was_asked)
 
 
 def launch_command(hostfile: Path, config: Path, address: str | None, port: int) -> list[str]:

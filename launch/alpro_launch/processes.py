@@ -21,10 +21,12 @@ class Ended(NamedTuple):
     Attributes:
         status: 0 when all ended well; else that of the one that did not, minus the signal that killed it.
         number: of that one.
+        was_asked: whether this process got SIGTERM meanwhile.
     """
 
     status: int
     number: int = 0
+    was_asked: bool = False
 
 
 def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> int:
@@ -36,6 +38,8 @@ def run_all(
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]] = ({},),
     ask_to_end: Callable[[], None] | None = None,
+    saving_s: float = _SAVING_S,
+    grace_s: float = _GRACE_S,
 ) -> Ended:
     """Runs a command once for each environment, all at the same time, to the end.
 
@@ -46,6 +50,8 @@ def run_all(
         command: with its arguments.
         environments: what each of them gets in addition to the environment of this process.
         ask_to_end: called at SIGTERM, in place of handing it on.
+        saving_s: longest wait after that; who is still there then is killed.
+        grace_s: longest wait for those that end because another one failed, or at Ctrl-C.
 
     Returns:
         How the first that did not end well did, one that a signal killed before others; the others are ended.
@@ -54,37 +60,39 @@ def run_all(
     requests: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
     children: list[subprocess.Popen[bytes]] = []
+    ended = Ended(0)
     try:
         for environment in environments:
             started = {**os.environ, **environment}
             children.append(subprocess.Popen(list(command), env=started, preexec_fn=set_death_signal))
         while not requests:
-            statuses = [child.poll() for child in children]
-            if failure := _failure(children):
-                return failure
-            if None not in statuses:
-                return Ended(0)
+            is_over = None not in [child.poll() for child in children]
+            if (failure := _failure(children)) or is_over:
+                ended = failure or ended
+                break
             time.sleep(_POLL_S)
-        if ask_to_end:
-            ask_to_end()
         else:
-            for child in children:
-                child.terminate()
-        _wait(children, _SAVING_S)
-        return _failure(children) or Ended(0)
+            if ask_to_end:
+                ask_to_end()
+            else:
+                for child in children:
+                    child.terminate()
+            late = _wait(children, saving_s)
+            ended = _failure(children) or (Ended(-signal.SIGKILL, late[0]) if late else ended)
     except KeyboardInterrupt:
-        _wait(children)
+        _wait(children, grace_s)
         raise
     finally:
         for child in children:
             if child.poll() is None:
                 child.terminate()
-        _wait(children)
+        _wait(children, grace_s)
         for child in children:
             if child.poll() is None:
                 child.kill()
                 child.wait()
         signal.signal(signal.SIGTERM, before)
+    return ended._replace(was_asked=bool(requests))
 
 
 def end_with_parent() -> None:
@@ -107,10 +115,12 @@ def _failure(children: Sequence["subprocess.Popen[bytes]"]) -> Ended | None:
     return min(failed, key=lambda ended: (ended.status > 0, ended.number), default=None)
 
 
-def _wait(children: Sequence["subprocess.Popen[bytes]"], seconds: float = _GRACE_S) -> None:
+def _wait(children: Sequence["subprocess.Popen[bytes]"], seconds: float) -> list[int]:
+    """Waits until all have ended, or so long; the numbers of those that have not."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and None in [child.poll() for child in children]:
+    while (late := [n for n, child in enumerate(children) if child.poll() is None]) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    return late
 
 
 def _with_parent(parent: int) -> Callable[[], None]:

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +24,12 @@ class Outcome:
     Attributes:
         status: see `alpro_stream.exit_status`.
         cause: a sentence; empty where the ranks said it themselves.
+        was_asked: whether the run was asked to stop meanwhile.
     """
 
     status: int
     cause: str = ""
+    was_asked: bool = False
 
 
 class Launcher(Protocol):
@@ -88,8 +91,8 @@ def next_attempt(status: int, failures: int, max_restarts: int, num_slots: int, 
 
 def keep_training(
     launcher: Launcher, num_ranks: int, allowed: Sequence[int], max_restarts: int, run_dir: Path, is_logged: bool = True
-) -> int:
-    """Starts a run, and starts it again as long as that may help; returns the exit status.
+) -> Outcome:
+    """Starts a run, and starts it again as long as that may help; returns how the last attempt ended.
 
     Args:
         launcher: of the ranks.
@@ -105,8 +108,10 @@ def keep_training(
         outcome = launcher.launch(num_ranks)
         ended_at = _newest(run_dir)
         failures = failures + 1 if ended_at == begun_from else 1
-        slots = launcher.num_slots() if outcome.status == HARDWARE and failures <= max_restarts else 0
-        following = next_attempt(outcome.status, failures, max_restarts, slots, allowed)
+        # Who asked it to stop does not want it again, also when it failed over that.
+        limit = 0 if outcome.was_asked else max_restarts
+        slots = launcher.num_slots() if outcome.status == HARDWARE and failures <= limit else 0
+        following = next_attempt(outcome.status, failures, limit, slots, allowed)
         if is_logged:
             _write_line(
                 run_dir,
@@ -123,22 +128,25 @@ def keep_training(
         tell(outcome.cause)
         tell(following.reason)
         if not following.num_ranks:
-            return outcome.status
-        print(
+            return outcome
+        _say(
             f"starting again in {following.wait_s:g} s with {following.num_ranks} ranks, from "
-            f"{ended_at or 'the beginning'} (allowed numbers of ranks: {_list(allowed)})",
-            file=sys.stderr,
-            flush=True,
+            f"{ended_at or 'the beginning'} (allowed numbers of ranks: {_list(allowed)})"
         )
         if terminated_within(following.wait_s):
-            return PREEMPTED
+            return Outcome(PREEMPTED, was_asked=True)
         num_ranks = following.num_ranks
 
 
 def tell(cause: str) -> None:
     """Prints why an attempt ended, unless the ranks have said it."""
     if cause:
-        print(f"error: {cause}", file=sys.stderr, flush=True)
+        _say(f"error: {cause}")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # A terminal that is gone is no reason to end a run.
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_launch_log(run_dir: Path) -> list[dict[str, Any]]:
@@ -155,9 +163,11 @@ def read_launch_log(run_dir: Path) -> list[dict[str, Any]]:
 
 def _write_line(run_dir: Path, values: dict[str, Any]) -> None:
     path = run_dir / LAUNCH_LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"attempt": len(read_launch_log(run_dir)) + 1, **values}) + "\n")
+    # A full disk is among the reasons to start again.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"attempt": len(read_launch_log(run_dir)) + 1, **values}) + "\n")
 
 
 def _newest(run_dir: Path) -> str | None:

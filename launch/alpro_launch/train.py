@@ -6,6 +6,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 
 from alpro_launch.processes import end_with_parent
 from alpro_launch.topology import take_place
@@ -24,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _train(arguments[0], arguments[1:])
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
-        print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
+        _say(f"{_rank_prefix()}error: {error}")
         return status_of(error)
     except Exception as error:
         traceback.print_exc()
@@ -55,7 +57,8 @@ def _is_first() -> bool:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # Not by `print`, which a signal may have interrupted.
+    with suppress(OSError):  # Nobody reads any more.
+        os.write(2, f"{text}\n".encode())  # Not by `print`, which a signal may have interrupted.
 
 
 def _train(path: str, overrides: Sequence[str]) -> int:
@@ -80,10 +83,14 @@ def _train(path: str, overrides: Sequence[str]) -> int:
     if is_first:
         logging.getLogger("alpro_stream").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    request = StopRequest(config.run_dir / STOP_FILE if is_first else None)
-    finished = train(config, lambda: request.asked, end_process)
+
+    @cache
+    def request() -> StopRequest:  # Made when it is first asked: while the ranks wait for each other nothing is saved.
+        return StopRequest(config.run_dir / STOP_FILE if is_first else None)
+
+    finished = train(config, lambda: request().asked, end_process)
+    request().settle()
     if finished.was_stopped:
-        request.settle()
         if is_first:
             print(f"asked to stop, saved: {finished.checkpoint}; the same command goes on", file=sys.stderr, flush=True)
         return PREEMPTED

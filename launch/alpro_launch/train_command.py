@@ -42,8 +42,8 @@ def node_of(arguments: argparse.Namespace) -> Node:
     return Node(arguments.nodes, arguments.node_rank, arguments.master_addr, arguments.master_port)
 
 
-def run_train(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
-    """Trains one configuration; returns the exit status.
+def run_train(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> Outcome:
+    """Trains one configuration; returns how that ended.
 
     Raises:
         ConfigError: flags, hostfile, configuration and number of ranks do not fit together.
@@ -58,7 +58,7 @@ def run_train(path: str, overrides: Sequence[str], arguments: argparse.Namespace
     if not arguments.max_restarts:
         outcome = launcher.launch(ranks)
         tell(outcome.cause)
-        return outcome.status
+        return outcome
     from alpro_stream.run import RunConfig
 
     run_dir = load_config(RunConfig, path, overrides).run_dir
@@ -80,16 +80,22 @@ class LocalLauncher:
     def launch(self, num_ranks: int) -> Outcome:
         """Starts the ranks, and waits until they have ended."""
         ended = run_all(self._command, rank_environments(num_ranks, self._node))
+        if ended.status == 1:
+            cause = (
+                "it hung in native code, see logs/stacks-*.txt in the folder of the run, or Python could not start it"
+            )
+            return Outcome(HARDWARE, f"a rank ended with status 1: {cause}", ended.was_asked)
         if ended.status >= 0:
-            return Outcome(ended.status)
+            return Outcome(ended.status, was_asked=ended.was_asked)
         rank = self._node.node_rank * num_ranks + ended.number
         name = signal.Signals(-ended.status).name
         if ended.status == -signal.SIGTERM:  # While Python started, or by one who did not want to wait.
-            return Outcome(PREEMPTED, f"rank {rank} was ended by {name} before it could save; {_GOES_ON}")
-        return Outcome(HARDWARE, f"rank {rank} was ended by {name} (SIGKILL: out of memory, perhaps); {_GOES_ON}")
+            return Outcome(PREEMPTED, f"rank {rank} was ended by {name} before it could save; {_GOES_ON}", True)
+        cause = f"rank {rank} was ended by {name} (SIGKILL: out of memory, perhaps); {_GOES_ON}"
+        return Outcome(HARDWARE, cause, ended.was_asked)
 
 
-def _train_on_hosts(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
+def _train_on_hosts(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> Outcome:
     from alpro_launch.deepspeed_launcher import DeepspeedLauncher
     from alpro_stream.run import RunConfig
 

@@ -1,8 +1,10 @@
 """When a run is started again, and with what; `Launcher`s that only say how they ended."""
 
+import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -11,6 +13,7 @@ import pytest
 from alpro_launch import restart
 from alpro_launch.checkpoint_view import run_view
 from alpro_launch.deepspeed_launcher import explain, launch_command
+from alpro_launch.processes import run_all
 from alpro_launch.restart import (
     LAUNCH_LOG,
     NextAttempt,
@@ -78,7 +81,7 @@ def waits(monkeypatch):
 
 def test_attempts_until_it_is_done(tmp_path, waits, capsys):
     script = Script(tmp_path, [(HARDWARE, 0, 8), (HARDWARE, 4, 6), (HARDWARE, 0, 8), (0, 9, 8)])
-    assert keep_training(script, 8, allowed_ranks(16, 1), 2, tmp_path) == 0
+    assert keep_training(script, 8, allowed_ranks(16, 1), 2, tmp_path).status == 0
     # The second one came further, so its failure counts as the first again.
     assert (script.started, waits) == ([8, 8, 4, 8], [5, 5, 10])
     log = read_launch_log(tmp_path)
@@ -100,24 +103,44 @@ def test_attempts_until_it_is_done(tmp_path, waits, capsys):
 @pytest.mark.parametrize("status", [CONFIGURATION, PREEMPTED])
 def test_no_attempt_after_what_would_fail_again_or_was_asked_for(tmp_path, waits, status):
     script = Script(tmp_path, [(status, 0, 8)])
-    assert keep_training(script, 8, [8], 5, tmp_path) == status
+    assert keep_training(script, 8, [8], 5, tmp_path).status == status
     assert (len(read_launch_log(tmp_path)), waits) == (1, [])
 
 
 def test_restarts_are_used_up_and_no_host_is_left(tmp_path, waits, capsys):
-    assert keep_training(Script(tmp_path, [(HARDWARE, 0, 8)] * 3), 8, [8], 2, tmp_path) == HARDWARE
+    assert keep_training(Script(tmp_path, [(HARDWARE, 0, 8)] * 3), 8, [8], 2, tmp_path).status == HARDWARE
     assert "--max-restarts 2 is used up" in capsys.readouterr().err
-    assert keep_training(Script(tmp_path, [(HARDWARE, 0, 0)]), 8, [1, 8], 2, tmp_path) == HARDWARE
+    assert keep_training(Script(tmp_path, [(HARDWARE, 0, 0)]), 8, [1, 8], 2, tmp_path).status == HARDWARE
     assert "0 ranks are left, and the run needs one of 1, 8" in capsys.readouterr().err
     # The log spans both commands.
     assert [one["attempt"] for one in read_launch_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_no_attempt_after_a_failure_of_a_run_that_was_asked_to_stop(tmp_path, waits):
+    """A full disk while it saves, for example."""
+
+    class Asked(Script):
+        def launch(self, num_ranks):
+            return dataclasses.replace(super().launch(num_ranks), was_asked=True)
+
+    ended = keep_training(Asked(tmp_path, [(HARDWARE, 4, 8)]), 8, [8], 5, tmp_path)
+    assert (ended.status, ended.was_asked, waits) == (HARDWARE, True, [])
+
+
+def test_who_does_not_save_in_time_has_failed():
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('there', flush=True); time.sleep(60)"
+    )
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    ended = run_all([sys.executable, "-c", code], saving_s=0.5, grace_s=0.2)
+    assert ended == (-signal.SIGKILL, 0, True)
 
 
 def test_asked_to_end_while_it_waits(tmp_path):
     script = Script(tmp_path, [(HARDWARE, 0, 8)])
     started = time.monotonic()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert keep_training(script, 8, [8], 5, tmp_path) == PREEMPTED
+    assert keep_training(script, 8, [8], 5, tmp_path).status == PREEMPTED
     assert time.monotonic() - started < 4
 
 
