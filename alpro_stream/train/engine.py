@@ -175,6 +175,18 @@ class Engine:
                 yield
         finally:
             self._engine.train()
+            self._forget_order()
+
+    def _forget_order(self) -> None:
+        """After parameters were gathered outside of a step: ZeRO 3 notes anew in which order a step needs them.
+
+        DeepSpeed 0.19.8 goes by the order of the steps before, finds parameters there that it does not expect, and
+        ends the run with a "tracing error".
+        """
+        if self._config.zero_stage == 3:
+            coordinator = self._engine.optimizer._get_param_coordinator()
+            if not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
 
     def close(self) -> None:
         """Lets go of the module: its parameters are of no use to another engine afterwards."""
@@ -255,6 +267,7 @@ class Engine:
                     group.update(settings)
                 if universal:
                     self._part_counters()
+                self._forget_order()
             except RankError:
                 raise
             except Exception as error:  # DeepSpeed raises anything from KeyError to AssertionError here.
@@ -278,6 +291,7 @@ class Engine:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.zero_stage == 3):
                 if self._world.is_first:
                     found[name] = parameter.detach().cpu().clone()
+        self._forget_order()
         return found
 
 

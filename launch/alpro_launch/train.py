@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _train(arguments[0], arguments[1:])
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
-        _say(f"{_rank_prefix()}error: {error}")
+        with suppress(OSError):  # Nobody reads any more.
+            print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
         return status_of(error)
     except Exception as error:
         traceback.print_exc()

@@ -28,7 +28,7 @@ from alpro_sharding import ShardConfig, main, shard
 from alpro_sharding.job import Progress
 from alpro_stream.config import validate
 from alpro_stream.errors import ShardError
-from alpro_stream.exit_status import CONFIGURATION
+from alpro_stream.exit_status import DATA
 from alpro_stream.shards import ShardReader, load_dataset_info, load_entities
 
 
@@ -89,7 +89,7 @@ def test_a_second_run_makes_nothing_and_starts_no_ray(demo, capsys, monkeypatch)
 def test_changed_options_are_refused(demo, capsys, monkeypatch):
     out, _ = demo
     monkeypatch.chdir(ROOT)
-    assert main([DEMO, f"work_dir={out.parent}", "frames.fps=1"]) == CONFIGURATION
+    assert main([DEMO, f"work_dir={out.parent}", "frames.fps=1"]) == DATA
     printed = capsys.readouterr().err
     assert "options.frames.fps: 3.0 != 1.0" in printed
     assert "another `out`" in printed
@@ -143,7 +143,7 @@ def test_when_nothing_can_be_made_the_reasons_are_named(tmp_path, capsys):
     assert not (tmp_path / "out" / "train").exists()
     assert (
         main([str(ROOT / "configs/shard/default.yaml"), f"manifest={tmp_path / 'none'}", f"work_dir={tmp_path}"])
-        == CONFIGURATION
+        == DATA
     )
     assert "no such manifest" in capsys.readouterr().err
 

@@ -119,6 +119,33 @@ def test_two_ranks_then_another_number(corpus, undisturbed, tmp_path, stage, siz
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-000004", "step-000007"]
 
 
+def train_some_steps(corpus, run_dir, stage, num_steps):
+    """Trains so many steps, then is asked to stop; None trains to the end."""
+    calls = 0
+
+    def is_asked_to_stop():
+        nonlocal calls
+        calls += 1  # Once when the ranks have met, then after each step.
+        return num_steps is not None and calls > num_steps
+
+    return train(config(corpus, run_dir, **STEPS, **{"train.engine.zero_stage": stage}), is_asked_to_stop).was_stopped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_then_one_then_four(corpus, undisturbed, tmp_path, stage):
+    for size, num_steps in ((2, 2), (1, 2), (4, None)):
+        stopped = run_ranks(train_some_steps, size, corpus, tmp_path, stage, num_steps, preload=PRELOAD)
+        assert stopped == [num_steps is not None] * size
+    ours, theirs = metrics_of(tmp_path), metrics_of(undisturbed(stage))
+    assert [line["step"] for line in ours] == list(range(1, 8))
+    for one, other in zip(ours, theirs, strict=True):
+        for name, tolerance in TOLERANCES.items():
+            assert one[name] == pytest.approx(other[name], rel=tolerance), f"{name} of step {one['step']}"
+    weights, expected = weights_of(tmp_path), weights_of(undisturbed(stage))
+    assert max((weights[name] - expected[name]).abs().max() for name in expected) < 1.2e-6
+
+
 @pytest.mark.slow
 def test_killed_in_the_conversion(corpus, undisturbed, tmp_path):
     run_dir = copied(undisturbed(1), tmp_path / "run")

@@ -67,7 +67,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_bit_by_bit(corpus, calm, t
     shorter = {**calm, "train.max_steps": step + 3}
     # The learning rate follows the number of steps, so the run it is held against has the same ones.
     whole, halves = tmp_path / "whole", config(corpus, tmp_path / "halves", **shorter)
-    stopping = iter([False, False, True])
+    stopping = iter([False, False, False, True])  # when the ranks have met, and after each step
     assert train(halves, lambda: next(stopping, False)).was_stopped
     assert [path.name for path in complete_checkpoints(halves.run_dir)] == ["step-000003"]
     assert not train(halves).was_stopped

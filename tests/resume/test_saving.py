@@ -143,6 +143,23 @@ def test_going_on_needs_no_starting_weights(corpus, undisturbed, tmp_path):
     assert train(run).num_steps == 7
 
 
+def train_on_videos(corpus, run_dir, num_steps):
+    videos = {"stream.sources": [{"path": str(corpus / "train"), "kind": "video"}], "train.engine.zero_stage": 3}
+    return train(
+        config(
+            corpus,
+            run_dir,
+            **{**STEPS, **videos, "task": "pretrain", "losses.pem.weight": 0} | {"train.max_steps": num_steps},
+        )
+    ).num_steps
+
+
+def test_zero_3_goes_on_after_a_save_of_a_run_that_went_on(corpus, tmp_path):
+    """With one kind of samples all steps are alike, and DeepSpeed plans one by those before."""
+    for num_steps in (2, 6):
+        assert run_ranks(train_on_videos, 2, corpus, tmp_path, num_steps, preload=PRELOAD) == [num_steps] * 2
+
+
 def train_with_a_configuration_of_its_own(corpus, run_dir):
     import torch.distributed as dist
 
