@@ -110,8 +110,16 @@ def read_all(maker, plan, steps, rank=0, world_size=1):
         maker.close()
 
 
+# Those of commands that other tests ran in this process; they end with it.
+OF_COMMANDS = ("alpro-stop-request", "alpro-preflight")
+
+
 def loader_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("alpro-")]
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("alpro-") and thread.name not in OF_COMMANDS
+    ]
 
 
 def assert_batches_equal(found, expected):
