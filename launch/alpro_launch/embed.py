@@ -4,15 +4,14 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 
 from alpro_launch.local_ranks import rank_environments
 from alpro_launch.processes import run_all
+from alpro_launch.rank_entry import run_rank
 from alpro_launch.topology import find_topology
 from alpro_stream.config import load_config
-from alpro_stream.errors import AlproError
-from alpro_stream.exit_status import HARDWARE, INTERRUPTED, status_of
+from alpro_stream.exit_status import HARDWARE
 
 
 def run_embed(path: str, overrides: Sequence[str], num_ranks: int) -> int:
@@ -36,22 +35,13 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m alpro_launch.embed CONFIG [key=value ...]", file=sys.stderr)
         return 2
-    try:
-        _embed(arguments[0], arguments[1:])
-        return 0
-    except (AlproError, OSError) as error:
-        who = f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"{who}error: {error}", file=sys.stderr, flush=True)
-        return status_of(error)
-    except Exception as error:
-        traceback.print_exc()
-        return status_of(error)
-    except KeyboardInterrupt:
-        print("interrupted; the same command makes what is missing", file=sys.stderr, flush=True)
-        return INTERRUPTED
+    return run_rank(
+        lambda: _embed(arguments[0], arguments[1:]),
+        lambda: print("interrupted; the same command makes what is missing", file=sys.stderr, flush=True),
+    )
 
 
-def _embed(path: str, overrides: Sequence[str]) -> None:
+def _embed(path: str, overrides: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -74,6 +64,7 @@ def _embed(path: str, overrides: Sequence[str]) -> None:
         num_left_out = sum(len(part.left_out) for part in index.parts)
         print(f"{num_clips} clips, {index.dimension} numbers each; {num_left_out} left out")
         print(f"written: {config.out / INDEX_FILE}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,25 +5,25 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alpro_launch.local_ranks import rank_environments
 from alpro_launch.processes import end_with_parent, run_all
+from alpro_launch.rank_entry import run_rank
 from alpro_launch.share_tables import answers_table, recognition_table, shares_table
 from alpro_launch.tables import results_table, retrieval_table
 from alpro_launch.topology import take_place
 from alpro_launch.train_command import node_of
 from alpro_stream.config import read_config, validate, with_overrides
-from alpro_stream.errors import AlproError, ConfigError, DataError
+from alpro_stream.errors import ConfigError, DataError
 from alpro_stream.evaluate.opening import EvaluationConfig
 from alpro_stream.evaluate.question_answering import AnswerEvaluateConfig, evaluate_answers
 from alpro_stream.evaluate.result import RESULT_FILE, read_result, unlike
 from alpro_stream.evaluate.retrieval import EvaluateConfig, evaluate
 from alpro_stream.evaluate.zero_shot import RecognitionConfig, recognise
-from alpro_stream.exit_status import HARDWARE, INTERRUPTED, status_of
+from alpro_stream.exit_status import HARDWARE
 
 
 class _Evaluation(NamedTuple):
@@ -126,21 +126,10 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m alpro_launch.evaluate CONFIG [key=value ...]", file=sys.stderr)
         return 2
-    try:
-        _evaluate(arguments[0], arguments[1:])
-        return 0
-    except (AlproError, OSError) as error:
-        who = f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"{who}error: {error}", file=sys.stderr, flush=True)
-        return status_of(error)
-    except Exception as error:
-        traceback.print_exc()
-        return status_of(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return run_rank(lambda: _evaluate(arguments[0], arguments[1:]))
 
 
-def _evaluate(path: str, overrides: Sequence[str]) -> None:
+def _evaluate(path: str, overrides: Sequence[str]) -> int:
     # Several processes share the cores; `alpro` sets it too, but not on other machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
@@ -157,6 +146,7 @@ def _evaluate(path: str, overrides: Sequence[str]) -> None:
     if topology.rank == 0:
         _tell_progress()
     _EVALUATIONS[config.task].evaluate(config, join_world(config.timeout_s))
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,10 +20,10 @@ from rich.console import Console
 
 from alpro_launch.preflight_checks.lines import Verdict, counted, first_fault, table_of
 from alpro_launch.processes import end_with_parent
+from alpro_launch.rank_entry import run_rank
 from alpro_launch.topology import take_place
 from alpro_stream.config import load_config
-from alpro_stream.errors import AlproError
-from alpro_stream.exit_status import INTERRUPTED, STATUS, status_of
+from alpro_stream.exit_status import STATUS
 
 if TYPE_CHECKING:
     from alpro_launch.preflight_run import Preflight
@@ -41,17 +40,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # So that what was written is removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        return _check(arguments.config, arguments.overrides, arguments.json)
-    except (AlproError, OSError) as error:
-        who = f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"{who}error: {error}", file=sys.stderr, flush=True)
-        return status_of(error)
-    except Exception as error:
-        traceback.print_exc()
-        return status_of(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return run_rank(lambda: _check(arguments.config, arguments.overrides, arguments.json))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -4,16 +4,15 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
 from alpro_launch.processes import end_with_parent
+from alpro_launch.rank_entry import run_rank
 from alpro_launch.topology import take_place
 from alpro_stream.config import load_config, to_yaml
-from alpro_stream.errors import AlproError
-from alpro_stream.exit_status import INTERRUPTED, PREEMPTED, status_of
+from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,18 +22,10 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m alpro_launch.train CONFIG [key=value ...]", file=sys.stderr)
         return 2
-    try:
-        return _train(arguments[0], arguments[1:])
-    except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
-        with suppress(OSError):  # Nobody reads any more.
-            print(f"{_rank_prefix()}error: {error}", file=sys.stderr, flush=True)
-        return status_of(error)
-    except Exception as error:
-        traceback.print_exc()
-        return status_of(error)
-    except KeyboardInterrupt:
-        _say_interrupted("interrupted; the same command goes on from the last checkpoint")
-        return INTERRUPTED
+    return run_rank(
+        lambda: _train(arguments[0], arguments[1:]),
+        lambda: _say_interrupted("interrupted; the same command goes on from the last checkpoint"),
+    )
 
 
 def _end_before_it_began(number: int, _: object) -> None:
@@ -99,10 +90,6 @@ def _train(path: str, overrides: Sequence[str]) -> int:
         done = "was trained before, nothing to do" if finished.already_done else "trained"
         print(f"{finished.num_steps} steps {done}: {finished.checkpoint}", flush=True)
     return 0
-
-
-def _rank_prefix() -> str:
-    return f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 if __name__ == "__main__":

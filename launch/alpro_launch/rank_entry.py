@@ -1,0 +1,32 @@
+"""How every rank's process ends: one message, and a status that says where to look."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from alpro_stream.errors import AlproError
+from alpro_stream.exit_status import INTERRUPTED, status_of
+
+
+def run_rank(work: Callable[[], int], say_interrupted: Callable[[], None] = lambda: None) -> int:
+    """Does the work of a rank; returns its exit status, or that of its error.
+
+    Args:
+        work: returns the status where it does not fail.
+        say_interrupted: called after Ctrl-C.
+    """
+    try:
+        return work()
+    except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.
+        who = f"rank {os.environ.get('RANK', '0')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        with suppress(OSError):  # Nobody reads any more.
+            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        return status_of(error)
+    except Exception as error:
+        traceback.print_exc()
+        return status_of(error)
+    except KeyboardInterrupt:
+        say_interrupted()
+        return INTERRUPTED
