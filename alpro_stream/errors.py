@@ -15,7 +15,7 @@ Fault = Literal["configuration", "data", "hardware", "bug"]
 """Where to look after an error, and whether the same command may succeed when it is given again.
 
 configuration: what was asked for does not fit together; data: what is trained on; hardware: a machine, a process, a
-disk or a network failed, or is too slow, which may be gone at the next attempt; bug: everything else.
+disk or a network failed, is too slow or is taken, which may be gone at the next attempt; bug: everything else.
 """
 
 
@@ -128,6 +128,10 @@ class ProcessError(AlproError):
 
 class PrompterError(ProcessError):
     """The prompter process died or stalled."""
+
+
+class TakenError(ProcessError):
+    """A port or a folder that another process has; it may be one of an attempt before, which is still ending."""
 
 
 class RankError(ProcessError):

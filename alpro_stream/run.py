@@ -20,7 +20,7 @@ import torch
 from pydantic import model_validator
 
 from alpro_stream.config import Config, differences, save_config, validate
-from alpro_stream.errors import CheckpointError, ConfigError
+from alpro_stream.errors import CheckpointError, ConfigError, TakenError
 from alpro_stream.evaluate.answer_list import AnswersConfig, answer_list, check_questions
 from alpro_stream.evaluate.validation import ValidationConfig, open_validation
 from alpro_stream.losses.answers import AnswerObjective
@@ -173,6 +173,7 @@ def train(
     config: RunConfig,
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     on_silence: Callable[[str], None] = logger.error,
+    since: float | None = None,
 ) -> FinishedRun:
     """Trains, or goes on from the newest complete checkpoint in `run_dir`; called on every rank.
 
@@ -181,12 +182,14 @@ def train(
         is_asked_to_stop: asked when the ranks have met and after each step; where it is so on any rank then, all save
             and return.
         on_silence: called from a thread, with a message, when this rank stands still; see `train.watchdog`.
+        since: when this process began to wait for the others, by `time.monotonic`; None is now.
 
     Raises:
         AlproError: with a message for the user; see `alpro_stream.errors`.
     """
     # Ranks of other versions, or of another commit, might compute other things from the same bytes.
-    world = join_world(config.train.timeout_s, {**_versions(), "code": code_version(), "python": python_version()})
+    versions = {**_versions(), "code": code_version(), "python": python_version()}
+    world = join_world(config.train.timeout_s, versions, f"the training in {config.run_dir.absolute()}", since)
     if world.device.type == "cpu":
         keep_freed_memory()
     if config.train.engine.num_threads:
@@ -243,7 +246,7 @@ def _only_run_in(run_dir: Path, wait_s: float) -> Iterator[None]:
         try:
             _wait_for_lock(file, run_dir, wait_s)
         except BlockingIOError as error:
-            raise CheckpointError(
+            raise TakenError(
                 f"another process is training in {run_dir}; wait for it, or set another run_dir"
             ) from error
         except OSError as error:  # Some cluster file systems have no locks.
@@ -413,6 +416,7 @@ def _fingerprint(config: RunConfig, data: RunData) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json", exclude=starting_weights),
         "entities": hashlib.sha256("\n".join(data.entities).encode()).hexdigest(),
         "prompter": data.prompter_digest,
+        **({"prompts": "single"} if config.prompter and config.prompter.prompts == "single" else {}),
         **({"frozen": sorted(config.frozen)} if config.frozen else {}),
         **({"answers": hashlib.sha256("\n".join(data.answers).encode()).hexdigest()} if data.answers else {}),
     }
@@ -446,13 +450,13 @@ def _build(
                 shutil.rmtree(config.run_dir / RECORD_FOLDER, ignore_errors=True)
             if data.prompter:
                 check_weights(data.prompter)
-                ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
+                _bank(config, data, world)
     with world.all_or_none():
         maker = build_maker(config, world, data, _quarantine(config, world, data.sources, previous), gauges)
         stack.callback(maker.close)
         prompter = None
         if data.prompter:  # It starts while the model is built.
-            bank = ensure_bank(data.prompter, data.entities, config.run_dir / "prompter", world.device)
+            bank = _bank(config, data, world)
             log = config.run_dir / "logs" / f"prompter-rank{world.rank}.log"
             prompter = start_prompter(config, world, data.prompter, bank, len(data.entities), log)
             stack.callback(prompter.close)
@@ -558,6 +562,14 @@ def build_objective(
         objective = PretrainObjective(model, config.used_losses)
     set_checkpointing(objective, config.train.engine.activation_checkpointing)
     return objective
+
+
+def _bank(config: RunConfig, data: RunData, world: World) -> Path:
+    """Of the prompts; built where there is none yet."""
+    assert config.prompter is not None
+    assert data.prompter is not None
+    folder = config.run_dir / "prompter"
+    return ensure_bank(data.prompter, data.entities, folder, world.device, config.prompter.prompts)
 
 
 def start_prompter(

@@ -115,7 +115,8 @@ class Limits:
         self.forward_s, self.backward_s = forward / rate, backward / rate
         device = torch.device("cpu")
         entities = run_entities(config.prompter, config.stream)
-        bank = ensure_bank(config.prompter.checkpoint, entities, config.run_dir / "prompter", device)
+        folder = config.run_dir / "prompter"
+        bank = ensure_bank(config.prompter.checkpoint, entities, folder, device, config.prompter.prompts)
         labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
         with FlopCounterMode(display=False) as counter:
             labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)

@@ -239,13 +239,19 @@ class PretrainObjective(nn.Module):
 
     @torch.no_grad()
     def _negatives(self, encoded: "_Encoded", targets: "_Targets") -> tuple[Tensor, Tensor, Tensor]:
-        """Hard negative video of each text, hard negative text of each video, and which samples have any."""
+        """Hard negative video of each text, hard negative text of each video, and which samples have any.
+
+        Without VTC they are any other sample, all as likely.
+        """
         allowed_LNN = targets.allowed_LNN
         lanes, size = allowed_LNN.shape[:2]
         video_LNE, text_LNE = (f.view(lanes, size, -1) for f in (encoded.video_BE, encoded.text_BE))
         # In float32: similarity over the temperature is an exponent, which magnifies bfloat16's rounding.
         with torch.autocast(video_LNE.device.type, enabled=False):
             similarity_LNN = video_LNE @ text_LNE.mT / self.model.dual.temperature()
+        if not self._weights["vtc"]:
+            # Nothing trains these features: what they find similar says nothing, and all candidates are as likely.
+            similarity_LNN = torch.zeros_like(similarity_LNN)
         noise_2LNN = targets.noise_B2N.view(lanes, size, 2, size).permute(2, 0, 1, 3).to(similarity_LNN)
         video_index_LN, has_negative_LN = sample_negatives(similarity_LNN.mT, allowed_LNN, noise_2LNN[0])
         text_index_LN, _ = sample_negatives(similarity_LNN, allowed_LNN, noise_2LNN[1])

@@ -15,6 +15,7 @@ from alpro_stream.config import Config
 from alpro_stream.errors import PrompterError
 from alpro_stream.losses.objective import SoftLabels
 from alpro_stream.prompter.labels import Labeller, Precision
+from alpro_stream.prompter.prompts import Prompting
 from alpro_stream.prompter.service import Buffers, serve
 from alpro_stream.stream.batch import Batch
 
@@ -30,6 +31,8 @@ class PrompterConfig(Config):
     """M: the most frequent nouns of the sources; fewer when they have fewer."""
     entities: Path | None = None
     """A file of entities to use in place of the sources' own."""
+    prompts: Prompting = "ensemble"
+    """Sentences of an entity: `ensemble` averages the twelve published ones, `single` takes one."""
     placement: Literal["process", "inline"] = "process"
     """A process beside each rank, or in the trainer itself (the same labels, no overlap)."""
     lookahead: int = Field(default=1, ge=1, le=64)

@@ -19,11 +19,15 @@ from torch.distributed import distributed_c10d as c10d
 
 from alpro_stream.errors import AlproError, ConfigError, Fault, OtherRankError, RankError
 from alpro_stream.exit_status import fault_of
-from alpro_stream.train.rendezvous import meet
+from alpro_stream.train.rendezvous import Meeting, meet
 from alpro_stream.train.roll_call import RollCall
 from alpro_stream.train.stage import Stage
 
 T = TypeVar("T")
+
+# NCCL ends the process at its deadline, without a word of ours. The watchdog waits up to 15 s behind the others'
+# deadline, and then writes stacks: until then a rank must have ended with the error that names what it waited for.
+_NCCL_LATER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,12 @@ class World:
             self.roll_call.waiting = False
 
 
-def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType({})) -> World:
+def join_world(
+    timeout_s: float,
+    versions: Mapping[str, str] = MappingProxyType({}),
+    run: str = "a run",
+    since: float | None = None,
+) -> World:
     """Joins the process group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Without those variables the process is a world of its own. NCCL is used on GPUs, gloo on CPUs. A process
@@ -197,9 +206,12 @@ def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType(
     Args:
         timeout_s: longest wait for the other ranks, now and later.
         versions: of what must be the same on all ranks, by name.
+        run: what tells this run from others that may have the same port, in words; equal on all its ranks.
+        since: when this process began to wait for them, by `time.monotonic`; None is now.
 
     Raises:
-        ConfigError: some of the variables are set and some are missing; the port is taken; versions differ.
+        ConfigError: some of the variables are set and some are missing; versions differ.
+        TakenError: another program or another run has the port.
         RankError: ranks did not come.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -208,14 +220,23 @@ def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType(
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    timeout, stage = timedelta(seconds=timeout_s), Stage()
+    _limit_groups(timeout_s)
+    stage = Stage()
     try:
         if not dist.is_initialized():
-            _start_group("nccl" if on_gpu else "gloo", rank, world_size, timeout_s, versions)
+            meeting = Meeting(
+                f"{run} with {world_size} ranks",
+                world_size,
+                os.environ.get("MASTER_ADDR", ""),
+                int(os.environ.get("MASTER_PORT", "0")),
+                timeout_s,
+                time.monotonic() if since is None else since,
+            )
+            _start_group("nccl" if on_gpu else "gloo", rank, meeting, versions)
         # DeepSpeed insists on the variable, also where there is one rank and no launcher.
         os.environ["LOCAL_RANK"] = str(local_rank)
         # Votes through NCCL would make every step wait for the GPU.
-        control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu and world_size > 1 else None
+        control = dist.new_group(backend="gloo") if on_gpu and world_size > 1 else None
         roll_call = _begin_roll_call(stage, dist.get_world_size(), control) if dist.get_world_size() > 1 else None
     except RuntimeError as error:
         if not _is_of_a_group(error):
@@ -228,25 +249,28 @@ def join_world(timeout_s: float, versions: Mapping[str, str] = MappingProxyType(
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call, stage)
 
 
-def _start_group(backend: str, rank: int, world_size: int, timeout_s: float, versions: Mapping[str, str]) -> None:
-    if world_size == 1:
+def _limit_groups(timeout_s: float) -> None:
+    """Gives the deadline to the process groups that exist and to those made later.
+
+    DeepSpeed makes some and waits in them at once; with torch's own default that would be for 10 or 30 minutes.
+    """
+    c10d.default_pg_timeout = timedelta(seconds=timeout_s)
+    c10d.default_pg_nccl_timeout = timedelta(seconds=timeout_s + _NCCL_LATER_S)  # type: ignore[attr-defined]
+    for group, (backend, _) in c10d._world.pg_map.items():
+        c10d._set_pg_timeout(c10d._get_default_timeout(c10d.Backend(backend)), group)
+
+
+def _start_group(backend: str, rank: int, meeting: Meeting, versions: Mapping[str, str]) -> None:
+    if meeting.num_ranks == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start ranks with a launcher"
+            f"WORLD_SIZE is {meeting.num_ranks} but {', '.join(missing)} is not set; start ranks with a launcher"
         )
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = meet(rank, world_size, address, port, timeout_s, versions)
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=store, timeout=timeout, rank=rank, world_size=world_size)
-
-
-def limit_all_groups(timeout_s: float) -> None:
-    """Gives the deadline to every process group: DeepSpeed makes its own, with torch's default of 10 or 30 minutes."""
-    for group in c10d._world.pg_map:
-        c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+    store = meet(rank, meeting, versions)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=meeting.num_ranks)
 
 
 def _begin_roll_call(stage: Stage, size: int, control: dist.ProcessGroup | None) -> RollCall:

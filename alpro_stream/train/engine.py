@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from alpro_stream.config import Config
 from alpro_stream.errors import CheckpointError, RankError
 from alpro_stream.train.checkpoint import check_files
-from alpro_stream.train.distributed import World, limit_all_groups
+from alpro_stream.train.distributed import World
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # An operator for inference on CPUs: DeepSpeed would compile it at the first start, which takes a minute and a C++
@@ -139,7 +139,6 @@ class Engine:
                 config=deepspeed_config(config, optimizer.max_grad_norm, rank_batch),
                 dist_init_required=False,
             )
-        limit_all_groups(world.timeout_s)
         self._engine.checkpoint_engine = self._files = _PatientWriter()
         # Two scripts that turn the engine's files into a model, which is saved beside them; one more write to fail.
         self._engine._copy_recovery_script = lambda path: None

@@ -24,6 +24,7 @@ from alpro_stream.model.loading import LoadReport, load_by_name
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.prompter.bank import bank_path, load_bank, write_bank
 from alpro_stream.prompter.labels import Labeller, Precision
+from alpro_stream.prompter.prompts import Prompting
 from alpro_stream.shards.storage import file_digest
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.checkpoint import STATE_FILE, latest_checkpoint, read_state
@@ -137,7 +138,13 @@ def start_from_trained(
     return report
 
 
-def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, device: torch.device) -> Path:
+def ensure_bank(
+    checkpoint: Path,
+    entities: Sequence[str],
+    directory: Path,
+    device: torch.device,
+    prompting: Prompting = "ensemble",
+) -> Path:
     """Path of the prompt bank of a prompter and a vocabulary; built on `device` when there is none yet.
 
     Raises:
@@ -145,9 +152,9 @@ def ensure_bank(checkpoint: Path, entities: Sequence[str], directory: Path, devi
     """
     folder = model_folder(checkpoint)
     tokenizer = read_tokenizer(folder, read_description(folder))
-    path = bank_path(directory, _weights_digest(folder), tokenizer, entities)
+    path = bank_path(directory, _weights_digest(folder), tokenizer, entities, prompting)
     if not path.is_file():
-        write_bank(load_trained(folder, device).dual, tokenizer, entities, path)
+        write_bank(load_trained(folder, device).dual, tokenizer, entities, path, prompting)
     load_bank(path)  # Damage is this run's error, and not one of the prompter's process.
     return path
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from alpro_launch.restart import read_launch_log
+from alpro_launch.launch_log import read_launch_log
 from alpro_stream.config import differences, load_config
 from alpro_stream.errors import AlproError
 from alpro_stream.run import RunConfig
@@ -69,7 +69,7 @@ def is_run(path: Path) -> bool:
 def run_view(run_dir: Path) -> dict[str, Any]:
     """The complete checkpoints of a run, oldest first, its last step, and what holds it up if its metrics tell.
 
-    ``attempts`` are those of `alpro train --max-restarts` and `--hostfile`, oldest first.
+    ``attempts`` are those of `alpro train --max-restarts` and `--hostfile`, and of jobs of Slurm, oldest first.
     """
     lines, attempts = read_metrics(run_dir), read_launch_log(run_dir)
     return {

@@ -48,7 +48,7 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
     with TemporaryDirectory() as folder:  # A look at a run writes nothing into it.
         for made in (config.run_dir / "prompter").glob("*.safetensors"):
             (Path(folder) / made.name).symlink_to(made.absolute())
-        bank = ensure_bank(config.prompter.checkpoint, entities, Path(folder), device)
+        bank = ensure_bank(config.prompter.checkpoint, entities, Path(folder), device, config.prompter.prompts)
         labeller = load_labeller(config.prompter.checkpoint, bank, config.losses.pem, device)
     video = config.model.video
     grid = video.image_size // video.patch_size

@@ -28,7 +28,9 @@ from alpro_stream.exit_status import STATUS
 if TYPE_CHECKING:
     from alpro_launch.preflight_run import Preflight
 
-_TOTAL_S = 100.0
+# From the first attempt to reach the others on. What is over then is told, and a rank that is missing asked for, which
+# takes up to 20 s more.
+_TOTAL_S = 90.0
 # Of one rank for the others: no check takes longer.
 _TIMEOUT_S = 65.0
 _LEAST_WIDTH = 140
@@ -61,21 +63,29 @@ def _check(path: str, overrides: Sequence[str], report: Path | None) -> int:
     # Imported here and not above: the prompter process imports this module again, and needs none of it.
     import torch
 
+    from alpro_launch.preflight_checks.written import Written
     from alpro_launch.preflight_run import Preflight
     from alpro_stream.run import RunConfig
     from alpro_stream.train.distributed import join_world
 
     config = load_config(RunConfig, path, overrides)
+    since = time.monotonic()
     take_place(_TIMEOUT_S, "nccl" if torch.cuda.is_available() else "gloo")
-    started = time.monotonic()
-    world = join_world(_TIMEOUT_S, {})  # Versions that differ are a line of the table.
-    with ExitStack() as stack:
-        preflight = Preflight(config, world, _TOTAL_S, stack)
-        if world.is_first:  # Also what was found before a rank was lost.
-            stack.callback(lambda: _show(preflight, time.monotonic() - started, report))
-        preflight.run()
-    # The launcher ends all ranks with the first one that fails: not before the table is there.
-    preflight.wait_for_all()
+    # Versions that differ are a line of the table.
+    world = join_world(_TIMEOUT_S, run=f"the preflight of {config.run_dir.absolute()}", since=since)
+    written = Written()
+    try:
+        with ExitStack() as stack:
+            preflight = Preflight(config, world, _TOTAL_S, stack, written, since)
+            if world.is_first:  # Also what was found before a rank was lost.
+                stack.callback(lambda: _show(preflight, time.monotonic() - since, report))
+            preflight.run()
+        # The launcher ends all ranks with the first one that fails: not before the table is there.
+        preflight.wait_for_all()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Of the launcher, after another rank has ended.
+        # Last: the ranks of a machine share a folder, and none of them writes there any more.
+        written.remove()
     fault = first_fault(preflight.lines)
     return STATUS[fault] if fault else 0
 
@@ -100,7 +110,10 @@ def _show(preflight: "Preflight", seconds: float, report: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as asked:
+        status = int(asked.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
     # A check that hangs is in a thread that cannot be ended.

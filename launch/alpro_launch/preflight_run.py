@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import tempfile
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from alpro_launch.preflight_checks.clock import judge_offsets, measure_offset
-from alpro_launch.preflight_checks.disk import Disk, checkpoint_bytes, judge_disk, look_at, remove_token, write_token
+from alpro_launch.preflight_checks.disk import Disk, checkpoint_bytes, judge_disk, look_at, token_path, write_token
 from alpro_launch.preflight_checks.lanes import judge_lanes
 from alpro_launch.preflight_checks.lines import Line
 from alpro_launch.preflight_checks.links import judge_links, measure_links
@@ -42,6 +41,7 @@ from alpro_launch.preflight_checks.stream import (
     needed_clips_per_s,
 )
 from alpro_launch.preflight_checks.versions import judge_versions, measure_versions
+from alpro_launch.preflight_checks.written import Written
 from alpro_stream.manifest.places import is_address
 from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.run import RunConfig, RunData, build_maker, open_data, open_storage, read_once
@@ -66,7 +66,9 @@ class Preflight:
         config: of the run.
         world: the ranks.
         seconds: for everything together.
-        stack: gets the removal of what is written.
+        stack: gets the end of what may still write when a check is late.
+        written: gets what is written.
+        since: when they begin, by `time.monotonic`; None is now.
 
     Attributes:
         hosts: of the ranks.
@@ -76,15 +78,23 @@ class Preflight:
 
     is_done = False
 
-    def __init__(self, config: RunConfig, world: World, seconds: float, stack: ExitStack) -> None:
-        self._world, self._stack, self._parts = world, stack, ExitStack()
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        seconds: float,
+        stack: ExitStack,
+        written: Written,
+        since: float | None = None,
+    ) -> None:
+        self._world, self._stack, self._written, self._parts = world, stack, written, ExitStack()
         places = _places(world)
         self.hosts = [place.host for place in places]
         self._nodes = nodes_of(places)
         self._own_node = next(ranks for ranks in self._nodes if world.rank in ranks)
         self._token = world.from_first(lambda: secrets.token_hex(4), "the name of what is written")
         self._config = self._with_empty_cache(config)
-        self._runner = Runner(world, self.hosts, seconds)
+        self._runner = Runner(world, self.hosts, seconds, since)
         self.lines = self._runner.lines
         self._rank_batch = config.stream.global_batch // world.size
         # What checks leave for those behind them.
@@ -137,7 +147,7 @@ class Preflight:
         runner.lines += lines
         if lines[0].verdict == "FAIL":
             for check in ("data", "storage", "decoder"):
-                runner.leave_out(check, "the ranks do not divide the lanes")
+                runner.leave_out(check, "so many ranks cannot train the run")
             return
         if not runner.run("data", 20, self._open, self._judge_data, together=True):
             for check in ("storage", "decoder"):
@@ -181,10 +191,10 @@ class Preflight:
         self._runner.run("node", 10, look_at_node, judge)
 
     def _with_empty_cache(self, config: RunConfig) -> RunConfig:
-        """With a cache of remote shards that is empty, on the same disk, and removed at the end."""
+        """With a cache of remote shards that is empty, and on the same disk."""
         cache = config.stream.cache
         folder = cache.folder.with_name(f"{cache.folder.name}-preflight-{self._token}")
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._written.add(folder)
         cache = cache.model_copy(update={"folder": folder})
         return config.model_copy(update={"stream": config.stream.model_copy(update={"cache": cache})})
 
@@ -193,7 +203,7 @@ class Preflight:
         config, world = self._config, self._world
         gauges = Gauges()
         with world.all_or_none():
-            storage = self._parts.enter_context(open_storage(config, world, gauges))
+            storage = self._stack.enter_context(open_storage(config, world, gauges))
         known = world.from_first(lambda: read_once(config, storage), "the descriptions of the data sets")
         self._need = world.from_first(
             lambda: needed_clips_per_s(read_metrics(config.run_dir), config.stream.global_batch), "the last metrics"
@@ -253,7 +263,8 @@ class Preflight:
 
     def _label(self) -> Labelled:
         assert self._data is not None
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="alpro-preflight-")))
+        folder = Path(tempfile.mkdtemp(prefix="alpro-preflight-"))
+        self._written.add(folder)
         self._labelled = measure_labels(self._config, self._world, self._data, folder, self._parts)
         return self._labelled
 
@@ -269,8 +280,8 @@ class Preflight:
     def _look_at_run_dir(self) -> Disk:
         run_dir = self._config.run_dir
         if self._world.is_first:
-            made = write_token(run_dir, self._token)
-            self._stack.callback(remove_token, run_dir, self._token, made)
+            self._written.add(token_path(run_dir, self._token))
+            write_token(run_dir, self._token)
         size = None
         if self._data is not None:
             size = checkpoint_bytes(num_parameters(self._config, self._data), self._config.train.engine.zero_stage)

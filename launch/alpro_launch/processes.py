@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 20
@@ -27,6 +27,13 @@ class Ended(NamedTuple):
     status: int
     number: int = 0
     was_asked: bool = False
+
+
+def how_ended(ended: Ended) -> str:
+    """What to tell of a rank that a signal ended."""
+    name = signal.Signals(-ended.status).name
+    why = " (out of memory, perhaps)" if name == "SIGKILL" else ""
+    return f"rank {ended.number} of this machine was ended by {name}{why}"
 
 
 def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> int:
@@ -56,15 +63,13 @@ def run_all(
     Returns:
         How the first that did not end well did, one that a signal killed before others; the others are ended.
     """
-    set_death_signal = _with_parent(os.getpid())
     requests: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
     children: list[subprocess.Popen[bytes]] = []
     ended = Ended(0)
     try:
         for environment in environments:
-            started = {**os.environ, **environment}
-            children.append(subprocess.Popen(list(command), env=started, preexec_fn=set_death_signal))
+            children.append(start(command, environment))
         while not requests:
             is_over = None not in [child.poll() for child in children]
             if (failure := _failure(children)) or is_over:
@@ -93,6 +98,18 @@ def run_all(
                 child.wait()
         signal.signal(signal.SIGTERM, before)
     return ended._replace(was_asked=bool(requests))
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
+    """A child that the kernel asks to end by SIGTERM when this process is gone.
+
+    Args:
+        command: with its arguments.
+        environment: what it gets in addition to the environment of this process.
+        options: of `subprocess.Popen`.
+    """
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(list(command), env=environment, preexec_fn=_with_parent(os.getpid()), **options)
 
 
 def end_with_parent() -> None:

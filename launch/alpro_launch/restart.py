@@ -1,19 +1,17 @@
 """Starting a run again after a failure that another attempt may mend: when, after how long, and with how many ranks."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from alpro_launch.launch_log import newest, next_number, write_line
 from alpro_launch.processes import terminated_within
 from alpro_stream.exit_status import HARDWARE, PREEMPTED
 
-LAUNCH_LOG = Path("logs/launch.jsonl")
-"""In the folder of a run: a line for each attempt."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 300.0
 
 
@@ -104,18 +102,19 @@ def keep_training(
     """
     failures = 0
     while True:
-        begun_from, started = _newest(run_dir), time.time()
+        begun_from, started = newest(run_dir), time.time()
         outcome = launcher.launch(num_ranks)
-        ended_at = _newest(run_dir)
+        ended_at = newest(run_dir)
         failures = failures + 1 if ended_at == begun_from else 1
         # Who asked it to stop does not want it again, also when it failed over that.
         limit = 0 if outcome.was_asked else max_restarts
         slots = launcher.num_slots() if outcome.status == HARDWARE and failures <= limit else 0
         following = next_attempt(outcome.status, failures, limit, slots, allowed)
         if is_logged:
-            _write_line(
+            write_line(
                 run_dir,
                 {
+                    "attempt": next_number(run_dir),
                     "time": started,
                     "seconds": round(time.time() - started, 1),
                     "ranks": num_ranks,
@@ -147,35 +146,6 @@ def tell(cause: str) -> None:
 def _say(text: str) -> None:
     with suppress(OSError):  # A terminal that is gone is no reason to end a run.
         print(text, file=sys.stderr, flush=True)
-
-
-def read_launch_log(run_dir: Path) -> list[dict[str, Any]]:
-    """The attempts of a run, oldest first; a line that a full disk or a kill cut off is left out."""
-    path = run_dir / LAUNCH_LOG
-    attempts = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            attempts.append(json.loads(text))
-        except ValueError:
-            continue
-    return attempts
-
-
-def _write_line(run_dir: Path, values: dict[str, Any]) -> None:
-    path = run_dir / LAUNCH_LOG
-    # A full disk is among the reasons to start again.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"attempt": len(read_launch_log(run_dir)) + 1, **values}) + "\n")
-
-
-def _newest(run_dir: Path) -> str | None:
-    # Imported here: torch takes seconds, which who never starts again need not wait for.
-    from alpro_stream.train.checkpoint import complete_checkpoints
-
-    found = complete_checkpoints(run_dir)
-    return found[-1].name if found else None
 
 
 def _list(numbers: Sequence[int]) -> str:

@@ -4,15 +4,21 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from typing import TYPE_CHECKING
 
+from alpro_launch.launch_log import logged_in_slurm
 from alpro_launch.processes import end_with_parent
 from alpro_launch.rank_entry import run_rank
-from alpro_launch.topology import take_place
+from alpro_launch.topology import Topology, take_place
 from alpro_stream.config import load_config, to_yaml
 from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
+
+if TYPE_CHECKING:
+    from alpro_stream.run import RunConfig
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,12 +67,11 @@ def _train(path: str, overrides: Sequence[str]) -> int:
     # Imported here and not above: the prompter process imports this module again, and needs none of it.
     import torch
 
-    from alpro_stream.run import RunConfig, train
+    from alpro_stream.run import RunConfig
     from alpro_stream.train.metrics import RESOLVED_CONFIG_FILE
-    from alpro_stream.train.preemption import STOP_FILE, StopRequest
-    from alpro_stream.train.watchdog import end_process
 
     config = load_config(RunConfig, path, overrides)
+    since = time.monotonic()
     topology = take_place(config.train.timeout_s, "nccl" if torch.cuda.is_available() else "gloo")
     is_first = topology.rank == 0
     if is_first and topology.num_ranks > 1:  # For the log of a job; alone it would fill the terminal.
@@ -76,11 +81,26 @@ def _train(path: str, overrides: Sequence[str]) -> int:
         logging.getLogger("alpro_stream").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def work() -> int:
+        return _train_at(topology, config, since)
+
+    if is_first and topology.found_in == "Slurm":
+        return logged_in_slurm(config.run_dir, topology.num_ranks, os.environ, work)
+    return work()
+
+
+def _train_at(topology: Topology, config: "RunConfig", since: float) -> int:
+    from alpro_stream.run import train
+    from alpro_stream.train.preemption import STOP_FILE, StopRequest
+    from alpro_stream.train.watchdog import end_process
+
+    is_first = topology.rank == 0
+
     @cache
     def request() -> StopRequest:  # Made when it is first asked: while the ranks wait for each other nothing is saved.
         return StopRequest(config.run_dir / STOP_FILE if is_first else None)
 
-    finished = train(config, lambda: request().asked, end_process)
+    finished = train(config, lambda: request().asked, end_process, since)
     request().settle()
     if finished.was_stopped:
         if is_first:

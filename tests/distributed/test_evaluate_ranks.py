@@ -26,6 +26,8 @@ PRELOAD = ["alpro_stream.evaluate.retrieval"]
 # 7 videos and 11 captions: neither is divided by 2 or 3 ranks.
 CAPTIONS = [["a red dog", "the dog"], ["a cat"], ["a car", "the blue car", "one car"], ["a tree"], ["a boat", "boat"]]
 CAPTIONS += [["a house moves"], ["a bird moves"]]
+# Of 8 captions 5 differ.
+TWINS = [["a dog", "a red dog"], ["a cat"], ["a dog", "a car"], ["a cat"], ["a tree", "a dog"]]
 NUM_VIDEOS, NUM_CAPTIONS = 7, 11
 
 
@@ -34,6 +36,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     write_split(folder / "split", CAPTIONS)
     write_split(folder / "few", CAPTIONS[:2])
+    write_split(folder / "twins", TWINS)
     write_checkpoint(folder / "model")
     return folder
 
@@ -94,6 +97,18 @@ def test_each_rank_does_its_part(root, tmp_path):
         videos, captions = -(-NUM_VIDEOS // number), -(-NUM_CAPTIONS // number)
         part = {"encode_video": videos, "encode_text": captions, "forward": captions * NUM_VIDEOS}
         assert found == [part] * number
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "rerank", "top_k": 3}], ids=["exact", "rerank"])
+def test_equal_captions_are_equal_on_any_number_of_ranks(root, tmp_path, changes):
+    alone = evaluate(evaluation(root, root / "twins", out=tmp_path / "alone", **changes))
+    assert alone["split"]["captions_of_several_videos"] == 5
+    for number in (2, 3):
+        found = on_ranks(number, root, "twins", tmp_path / str(number), {**changes, "batch_size": 3})
+        assert [metrics for metrics, _ in found] == [alone["metrics"]] * number
+        vtm = scores_of(tmp_path / str(number))["vtm"]
+        assert (vtm[0] == vtm[3]).all()
+        assert (vtm[0] == vtm[7]).all()
 
 
 def test_more_ranks_than_videos(root, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,17 +17,22 @@ import pytest
 from alpro_launch import preflight_run
 from alpro_launch.local_ranks import free_port
 from alpro_launch.preflight import main
+from alpro_launch.preflight_checks import runner as runner_module
 from alpro_launch.preflight_checks.clock import judge_offsets, measure_offset
 from alpro_launch.preflight_checks.lines import first_fault
 from alpro_launch.preflight_checks.links import judge_links, measure_links
+from alpro_launch.preflight_checks.runner import Runner
+from alpro_launch.preflight_checks.written import Written
 from alpro_launch.preflight_run import Preflight
 from alpro_stream.config import save_config
+from alpro_stream.errors import RankError
 from alpro_stream.exit_status import HARDWARE
 from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.testing.distributed import run_ranks
 from alpro_stream.train.distributed import join_world
 
+ROOT = Path(__file__).resolve().parents[2]
 PRELOAD = ("alpro_launch.preflight_run",)
 MARK = "ALPRO_TEST_STARTED_BY"
 QUICK = {"stream.decode.workers": "threads", "train.engine.num_threads": 1}
@@ -62,6 +68,7 @@ def test_as_a_command_on_two_ranks_with_a_prompter(corpus, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     own = {MARK: str(tmp_path), "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(cache)}
+    before = files(tmp_path / "prompter", corpus)
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -75,8 +82,15 @@ def test_as_a_command_on_two_ranks_with_a_prompter(corpus, tmp_path):
     assert "2 ranks on" in lines["memory"]["found"]
     assert not (tmp_path / "run").exists()
     assert not list(temporary.iterdir())
-    assert not cache.exists() or not list(cache.rglob("*preflight*"))
+    assert not cache.exists()
+    assert files(tmp_path / "prompter", corpus) == before
     assert not [p.pid for p in psutil.process_iter() if is_ours(p, tmp_path)]
+
+
+def files(*folders):
+    """All that is in them, with times and sizes: what was written again is seen."""
+    states = {path: path.stat() for folder in folders for path in sorted(folder.rglob("*"))}
+    return {path: (state.st_mtime_ns, state.st_size) for path, state in states.items()}
 
 
 def is_ours(process, mark):
@@ -98,10 +112,12 @@ def look(corpus, run_dirs, changes, metadata=None):
     if metadata and world.rank == world.size - 1:
         sys.path.insert(0, metadata)
     config = RunConfig.model_validate(tiny_run(corpus, run_dirs[world.rank], {**QUICK, **changes}))
+    written = Written()
     with ExitStack() as stack:
-        preflight = Preflight(config, world, 100, stack)
+        preflight = Preflight(config, world, 100, stack, written)
         preflight.run()
         preflight.wait_for_all()
+    written.remove()
     return preflight.lines
 
 
@@ -163,6 +179,31 @@ def test_clocks_and_links_between_machines():
     assert latency.verdict == "ok"
 
 
+def wait_for_one_that_stands_still(is_over):
+    """What the first of two ranks says, and after how long."""
+    runner_module._GRACE_S = 1.0
+    world = join_world(60)
+    runner = Runner(world, ["a", "b"], 100)
+    started, said = time.monotonic(), ""
+    if world.is_first:
+        try:
+            runner.run("disk", 1.0, lambda: None, lambda found: [])
+        except RankError as error:
+            said = str(error)
+        is_over.touch()
+    while not is_over.exists():  # There, and alive: else the first would see that it has ended.
+        time.sleep(0.05)
+    return said, time.monotonic() - started
+
+
+def test_a_rank_that_stands_still_is_not_waited_for_longer_than_the_check(tmp_path):
+    """Or the preflight would take minutes."""
+    (said, seconds), _ = run_ranks(wait_for_one_that_stands_still, 2, tmp_path / "over", preload=PRELOAD)
+    assert "for what all ranks found in the check of disk" in said
+    # The seconds of the check, the grace, and the question which rank is missing.
+    assert seconds < 2 + 8 + 20
+
+
 def main_of_rank(pipe, rank, port, config, fault):
     """The entry of a rank; rank 1 does not come back from its reading of shards."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -201,3 +242,18 @@ def test_a_rank_that_is_gone_in_mid_check_is_named(corpus, tmp_path, fault):
     assert "; ended before all checks were made" in printed
     assert "storage" not in printed
     assert not list(tmp_path.glob("**/.preflight-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_host_that_never_comes_is_named_within_two_minutes(tmp_path):
+    """With a configuration as it is shipped; whatever is on the host that is there."""
+    config = ROOT / "configs/prompter/tiny.yaml"
+    place = ["--nodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    command = [sys.executable, "-m", "alpro_launch.cli", "preflight", str(config), f"work_dir={tmp_path}/runs", *place]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert time.monotonic() - started < 120
+    assert done.returncode == HARDWARE, done.stderr
+    assert "rank 0: error: rank 1 of 2 did not come" in done.stderr
+    assert not list(tmp_path.iterdir())

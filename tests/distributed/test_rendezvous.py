@@ -1,28 +1,40 @@
 """How ranks find each other, with threads for ranks: who is missing, who runs something else, whose port it is."""
 
 import errno
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import asdict
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore, distributed_c10d
 
+from alpro_launch import topology
 from alpro_launch.local_ranks import free_port
-from alpro_stream.errors import AlproError, ConfigError, OtherRankError, RankError
-from alpro_stream.train.rendezvous import _HEARD, Caller, _wait_until_heard, describe_absent, describe_differences, meet
+from alpro_launch.train import main
+from alpro_stream.config import save_config
+from alpro_stream.errors import AlproError, ConfigError, OtherRankError, RankError, TakenError
+from alpro_stream.exit_status import HARDWARE
+from alpro_stream.run import RunConfig
+from alpro_stream.testing.configs import tiny_run, write_corpus
+from alpro_stream.train import rendezvous
+from alpro_stream.train.callers import Caller, describe_absent, describe_differences
+from alpro_stream.train.rendezvous import _HEARD, _RUN, _VERDICT, Meeting, meet
 from alpro_stream.train.roll_call import State, ask
 
 SAME = {"alpro-stream": "1.0", "torch": "2.11"}
 
 
-def meeting(port, versions, num_ranks=None, timeout_s=20.0, delays=None):
+def meeting(port, versions, num_ranks=None, timeout_s=20.0, delays=None, run="the training in /a"):
     """What `meet` gives on each of these ranks."""
 
     def call(rank):
         time.sleep((delays or {}).get(rank, 0))
+        where = Meeting(run, num_ranks or len(versions), "127.0.0.1", port, timeout_s, time.monotonic())
         try:
-            return meet(rank, num_ranks or len(versions), "127.0.0.1", port, timeout_s, versions[rank])
+            return meet(rank, where, versions[rank])
         except AlproError as error:
             return error
 
@@ -62,15 +74,98 @@ def test_other_programs_are_named_on_all_ranks():
 
 def test_the_first_rank_ends_after_the_others_have_heard_it():
     """The store ends with it. Rank 2 did not come, and is not waited for."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    for rank in (0, 1):
-        store.set(str(rank), "there")
+    port = free_port()
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(_wait_until_heard, store, 3)
-        time.sleep(0.3)
-        assert not waiting.done()
+        first = pool.submit(meeting, port, {0: SAME}, num_ranks=3, timeout_s=1.5)
+        while connects(port):
+            time.sleep(0.02)
+        root = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        root.wait([_RUN])
+        store = PrefixStore("alpro/0", root)
+        store.set("1", json.dumps(asdict(Caller("node1", SAME))))
+        store.wait([_VERDICT])
+        with pytest.raises(FutureTimeout):
+            first.result(timeout=0.7)
         store.add(_HEARD, 1)
-        waiting.result(timeout=5)
+        assert str(first.result(timeout=5)[0]).startswith("rank 2 of 3 did not come")
+
+
+def connects(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port))
+
+
+def test_a_rank_of_another_run_is_told_at_once_and_leaves_the_first_in_peace():
+    """As of a run on the same first host, whose own first rank found the port taken."""
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meeting, port, {0: SAME, 1: SAME}, delays={1: 2.5})
+        start = time.monotonic()
+        found = meeting(port, {0: SAME, 1: SAME}, delays={0: 0.5}, run="the training in /b with 2 ranks")
+        assert time.monotonic() - start < 2
+        stores = first.result(timeout=20)
+    assert [type(found[rank]) for rank in (0, 1)] == [TakenError, TakenError]
+    assert [found[rank].fault for rank in (0, 1)] == ["hardware", "hardware"]
+    assert f"port {port} of {socket.gethostname()}, on which the ranks meet, is taken" in str(found[0])
+    assert str(found[1]).startswith(
+        f"another run has 127.0.0.1:{port}: the training in /a, and this rank is one of the training in /b with 2 "
+        "ranks. Choose another port for this run, on all hosts: --master-port"
+    )
+    stores[0].set("key", "of the first run")
+    assert stores[1].get("key") == b"of the first run"
+
+
+def test_a_rank_that_is_there_already_is_not_taken_for_another():
+    """As of an attempt whose first rank is still ending: its store would be that of a group that is gone."""
+    port = free_port()
+    stores = meeting(port, {0: SAME, 1: SAME})
+    start = time.monotonic()
+    again = meeting(port, {1: SAME}, num_ranks=2)[1]
+    assert time.monotonic() - start < 5
+    assert isinstance(again, TakenError)
+    assert str(again).startswith("another process is rank 1 of the training in /a already, which meets at 127.0.0.1:")
+    del stores
+
+
+def test_one_deadline_for_all_that_a_rank_waits_for(monkeypatch):
+    """A rank that has waited for the name of the first machine does not wait as long once more, for nobody."""
+    monkeypatch.setattr(rendezvous, "_GRACE_S", 1.0)
+    waited_before = Meeting("a run", 2, "127.0.0.1", free_port(), 60.0, time.monotonic() - 59)
+    start = time.monotonic()
+    with pytest.raises(RankError, match=r"rank 1 waited 6[01] s for the first rank"):
+        meet(1, waited_before, SAME)
+    assert time.monotonic() - start < 5
+    # Connected at the last moment: the others are not waited for once more.
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    server.set(_RUN, "a run")
+    late = Meeting("a run", 3, "127.0.0.1", server.port, 60.0, time.monotonic() - 59)
+    start = time.monotonic()
+    with pytest.raises(RankError, match="in vain: only rank 1 of 3 have come"):
+        meet(1, late, SAME)
+    assert time.monotonic() - start < 10
+
+
+def test_the_wait_for_the_name_of_the_first_machine_is_part_of_that(monkeypatch, tmp_path, capsys):
+    """By the entry of a rank, whose first one never listens."""
+    config = tmp_path / "run.yaml"
+    run = tiny_run(write_corpus(tmp_path / "corpus"), tmp_path / "run", {"train.timeout_s": 5})
+    save_config(RunConfig.model_validate(run), config)
+    place = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**place, "GLOO_SOCKET_IFNAME": "lo", "OMP_WAIT_POLICY": "PASSIVE"}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+    has_name_at = time.monotonic() + 4
+
+    def own_host(address):
+        if time.monotonic() < has_name_at:
+            raise socket.gaierror("unknown")
+        return "127.0.0.1"
+
+    monkeypatch.setattr(topology, "own_host", own_host)
+    assert main([str(config)]) == HARDWARE
+    assert time.monotonic() - has_name_at < 4
+    assert "rank 1: error: rank 1 waited 5 s for the first rank at 127.0.0.1:" in capsys.readouterr().err
 
 
 def test_without_the_first_rank_nobody_listens():
@@ -86,13 +181,13 @@ def test_a_port_that_another_program_has():
         found = meeting(port, {0: SAME, 1: SAME}, timeout_s=2.0)
     assert str(found[0]).startswith(f"port {port} of {socket.gethostname()}, on which the ranks meet, is taken")
     assert "--master_port of deepspeed" in str(found[0])
-    assert found[0].fault == "configuration"
+    assert [type(found[0]), found[0].fault, found[1].fault] == [TakenError, "hardware", "hardware"]
     assert "something listens there, but it is not the first rank of this run" in str(found[1])
 
 
 def test_a_machine_that_does_not_answer(monkeypatch):
     with pytest.raises(RankError, match=r"it cannot be reached from .*: is the address right\?"):
-        meet(1, 2, "no-such-machine.invalid", 29500, 1.0, SAME)
+        meet(1, Meeting("a run", 2, "no-such-machine.invalid", 29500, 1.0, time.monotonic()), SAME)
 
 
 def test_many_ranks_are_described_in_few_words():

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hosts import ENVIRONMENT, TwoHosts, wait_until
 
+from alpro_launch.launch_log import read_launch_log
 from alpro_launch.local_ranks import free_port
+from alpro_stream.exit_status import PREEMPTED
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.metrics import read_metrics
@@ -142,3 +144,6 @@ def test_a_job_that_is_asked_to_save_is_queued_again_and_goes_on(slurm, tmp_path
     wait_until(lambda: "400 steps trained" in log.read_text(), 200, Job)
     wait_until(lambda: state() in ("", "COMPLETED"), 30, Job)
     assert [line["step"] for line in read_metrics(hosts.run_dir)] == list(range(1, 401))
+    first, second = read_launch_log(hosts.run_dir)
+    assert (first["job"], first["requeued"], first["status"], first["ended_at"]) == (job, 0, PREEMPTED, saved.name)
+    assert (second["job"], second["requeued"], second["status"], second["begun_from"]) == (job, 1, 0, saved.name)

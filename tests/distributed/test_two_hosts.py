@@ -7,6 +7,7 @@ import sys
 import pytest
 from hosts import HOSTS, TwoHosts, wait_until
 
+from alpro_launch.launch_log import read_launch_log
 from alpro_stream.exit_status import CONFIGURATION, HARDWARE, PREEMPTED
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.train.checkpoint import complete_checkpoints
@@ -134,20 +135,69 @@ def test_two_tasks_of_slurm(corpus, hosts):
         "MASTER_PORT": str(hosts.port),
     }
     command = [sys.executable, "-m", "alpro_launch.train", hosts.folder / "run.yaml"]
-    tasks = [hosts.start(command, **step, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in (0, 1)]
+
+    def job(**variables):
+        places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in (0, 1)]
+        return [hosts.start(command, **step, **place, **variables) for place in places]
+
+    hosts.run_dir.mkdir()
+    (hosts.run_dir / STOP_FILE).touch()
+    assert ended(*job()) == [PREEMPTED, PREEMPTED]
+    tasks = job(SLURM_RESTART_COUNT="1")
     assert ended(*tasks) == [0, 0]
+    keys = ("attempt", "job", "requeued", "ranks", "begun_from", "ended_at", "status")
+    assert [tuple(one[key] for key in keys) for one in read_launch_log(hosts.run_dir)] == [
+        (1, "7", 0, 2, None, "step-000001", PREEMPTED),
+        (2, "7", 1, 2, "step-000001", "step-000002", 0),
+    ]
     assert "ranks     2 on 1 node, as found in the variables of Slurm" in tasks[0].printed()
     assert f"meet at   localhost:{hosts.port} through lo" in tasks[0].printed()
     assert json.loads((complete_checkpoints(hosts.run_dir)[-1] / "state.json").read_text())["world_size"] == 2
+
+
+def alpro(hosts, node, *arguments):
+    """`alpro train` on one of two hosts."""
+    place = ("--nodes", "2", "--node-rank", node, "--master-addr", HOSTS[0], "--master-port", hosts.port)
+    return hosts.start(
+        [sys.executable, "-m", "alpro_launch.cli", "train", hosts.folder / "run.yaml", *arguments, *place]
+    )
+
+
+def test_two_runs_with_one_port(corpus, hosts):
+    """The second one is told whose it is, on both hosts, and trains when the first has ended; that misses nobody."""
+    hosts.config(corpus, **{"train.max_steps": 1, "train.timeout_s": 200})
+    first = [alpro(hosts, 0)]
+    first[0].wait_for(f"meet at   {HOSTS[0]}:{hosts.port}", 90)
+    other = hosts.folder / "other"
+    second = [alpro(hosts, node, f"run_dir={other}", "--max-restarts", "5") for node in (0, 1)]
+    second[0].wait_for(f"rank 0: error: port {hosts.port} of ", 90)
+    second[1].wait_for(
+        f"rank 1: error: another run has {HOSTS[0]}:{hosts.port}: the training in {hosts.run_dir} with 2 ranks, and "
+        f"this rank is one of the training in {other} with 2 ranks",
+        90,
+    )
+    first.append(alpro(hosts, 1))
+    assert ended(*first, *second) == [0, 0, 0, 0]
+    # Both had the status that another attempt may mend.
+    assert all("starting again in 5 s" in one.printed() for one in second)
+    for run_dir in (hosts.run_dir, other):
+        assert [line["step"] for line in read_metrics(run_dir)] == [1]
+
+
+def test_ranks_of_torchrun(corpus, hosts):
+    hosts.config(corpus, **{"train.max_steps": 2})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", hosts.port]
+    started = hosts.start([*command, "-m", "alpro_launch.train", hosts.folder / "run.yaml", "train.checkpoint_every=1"])
+    assert ended(started) == [0]
+    assert "ranks     2 on 1 node, as found in the variables of the launcher" in started.printed()
+    assert checkpoints(hosts) == ["step-000001", "step-000002"]
 
 
 @pytest.mark.slow
 def test_alpro_on_each_of_two_hosts(corpus, hosts):
     """A rank that is killed on one host: the commands of both hosts start again, and go on from the checkpoint."""
     hosts.config(corpus, **{"train.max_steps": 60, "train.checkpoint_every": 4, "train.timeout_s": 20})
-    command = [sys.executable, "-m", "alpro_launch.cli", "train", hosts.folder / "run.yaml", "--max-restarts", "1"]
-    command += ["--nodes", "2", "--master-addr", "127.0.0.1", "--master-port", hosts.port, "--node-rank"]
-    both = [hosts.start([*command, node]) for node in (0, 1)]
+    both = [alpro(hosts, node, "--max-restarts", "1") for node in (0, 1)]
     wait_until(lambda: checkpoints(hosts), 60, *both)
     (rank,) = [one for one in both[1].processes() if "alpro_launch.train" in one.cmdline()]
     rank.kill()

@@ -1,6 +1,7 @@
 """A rank that stands still: what its processes do is written down, and it ends by name."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from alpro_stream.config import save_config
 from alpro_stream.exit_status import HARDWARE
-from alpro_stream.run import RunConfig
+from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.train.stage import Stage
 from alpro_stream.train.watchdog import watching
@@ -133,3 +134,40 @@ def test_a_read_that_never_returns_ends_the_run_on_every_rank(corpus, tmp_path):
         stacks = tmp_path / f"run/logs/stacks-rank{rank}.txt"
         assert f"what its processes do is in {stacks}" in printed
         assert "in open_tar" in stacks.read_text()
+
+
+def test_a_validation_is_as_many_stages_as_it_has_batches(corpus, tmp_path, monkeypatch):
+    """One that takes longer than the limit, with batches that do not, is no rank that stands still."""
+    entered = []
+
+    def enter(stage, name):
+        entered.append(name)
+        stage.now = (name, time.monotonic())
+
+    monkeypatch.setattr(Stage, "enter", enter)
+    held_out = {"sources": [{"path": str(corpus / "train"), "kind": "video"}], "every": 2, "num_batches": 3}
+    held_out |= {"num_clips": 4, "batch_size": 2}
+    changes = {"train.max_steps": 2, "train.checkpoint_every": 2, "validation": held_out}
+    train(RunConfig.model_validate(tiny_run(corpus, tmp_path / "run", changes)))
+    begin = entered.index("the validation after step 2")
+    batches = [f"batch {number} of the validation" for number in (1, 2, 3)]
+    assert entered[begin + 1 : begin + 5] == [*batches, "the retrieval of the validation"]
+
+
+@pytest.mark.timeout(120)
+def test_a_validation_that_stands_still_ends_the_rank_by_name(corpus, tmp_path):
+    """Its data are behind pipes that nobody writes to; those of the training are there."""
+    shutil.copytree(corpus / "train", tmp_path / "held-out")
+    held_out = {"sources": [{"path": str(tmp_path / "held-out"), "kind": "video"}], "num_batches": 1, "num_clips": 0}
+    changes = {"train.timeout_s": 10, "train.max_steps": 2, "validation": held_out}
+    config = tmp_path / "run.yaml"
+    save_config(RunConfig.model_validate(tiny_run(corpus, tmp_path / "run", changes)), config)
+    for tar in (tmp_path / "held-out").glob("*.tar"):
+        tar.unlink()
+        os.mkfifo(tar)
+    command = [sys.executable, "-m", "alpro_launch.train", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == HARDWARE, done.stderr
+    assert "has been at batch 1 of the validation for " in done.stderr
+    assert "in open_tar" in (tmp_path / "run/logs/stacks-rank0.txt").read_text()

@@ -8,10 +8,12 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from alpro_stream.errors import AlproError, DataError
 from alpro_stream.testing.distributed import RankError, run_ranks
-from alpro_stream.train.distributed import World, join_world
+from alpro_stream.train import watchdog
+from alpro_stream.train.distributed import World, _limit_groups, join_world
 
 PRELOAD = ("alpro_stream.run",)
 
@@ -156,6 +158,45 @@ def test_every_collective_says_that_a_rank_is_gone():
     found, _ = run_ranks(go_on_alone, 2, preload=PRELOAD)
     assert len(found) == 4
     assert all(text.startswith("rank 0 of 2 waited ") for text in found)
+
+
+def wait_in_groups_of_others(is_over):
+    """As DeepSpeed does, which gives its groups no deadline."""
+    world = join_world(timeout_s=2)
+    groups = [None, dist.new_group([0, 1])]
+    started, failed = time.monotonic(), []
+    for group in groups if world.is_first else []:
+        with pytest.raises(RuntimeError, match=r"(?i)time"):
+            dist.all_reduce(torch.ones(1), group=group)
+        failed.append(time.monotonic() - started)
+    if world.is_first:
+        is_over.touch()
+    wait_for(is_over)
+    return failed
+
+
+def wait_for(file):
+    """Else the others would see that a rank has ended."""
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_every_group_has_the_deadline_of_the_run_whoever_makes_it(tmp_path):
+    """Also the one that was there before, of which the deadline was 120 s."""
+    (of_default, of_other), _ = run_ranks(wait_in_groups_of_others, 2, tmp_path / "over", preload=PRELOAD)
+    assert 1.5 < of_default < 20
+    assert 1.5 < of_other - of_default < 20
+
+
+def test_nccl_comes_after_the_watchdog(monkeypatch):
+    """It would end the process without the named error, which is there 15 s behind the deadline at the latest."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        monkeypatch.setattr(c10d, name, getattr(c10d, name))
+    _limit_groups(100)
+    assert c10d._get_default_timeout("gloo") == timedelta(seconds=100)
+    assert c10d._get_default_timeout("nccl") > timedelta(seconds=100 + watchdog._GRACE_S + watchdog._TICK_S)
 
 
 def half_a_launcher():

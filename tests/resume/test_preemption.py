@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from dying_runs import assert_same_run, config
 
+from alpro_launch.local_ranks import free_port
 from alpro_stream.config import save_config
 from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
 from alpro_stream.run import train
@@ -188,6 +190,49 @@ def test_a_run_that_is_asked_to_end_while_it_imports_says_that_in_a_line(tmp_pat
     (line,) = said.splitlines()
     assert line.startswith(words)
     assert not run.run_dir.exists()
+
+
+def test_a_run_that_waits_for_another_machine_ends_at_once_when_it_is_asked(tmp_path):
+    run = config(tmp_path, tmp_path / "run", **{**STEPS, "train.timeout_s": 300})
+    port = free_port()
+    place = ["--nodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    process = start(run, tmp_path, "alpro_launch.cli", "train", *place)
+    deadline = time.monotonic() + 120
+    while not is_open(port):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # It waits then, whether or not it does at once.
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, said
+    assert said.count("asked to stop before it began") == 1
+    assert not run.run_dir.exists()
+
+
+def is_open(port):
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def test_a_request_from_before_the_start_is_of_this_run_and_of_no_later_one(corpus, tmp_path):
+    """Nobody knows which of them was meant: it makes a step and saves it, or was done and has nothing to save."""
+    run = config(corpus, tmp_path / "run", **{"train.max_steps": 2})
+    stop = run.run_dir / STOP_FILE
+    run.run_dir.mkdir()
+
+    def ended():
+        process = start(run, tmp_path, "alpro_launch.train")
+        _, said = process.communicate(timeout=120)
+        assert not stop.exists(), said
+        return process.returncode, complete_checkpoints(run.run_dir)[-1].name
+
+    stop.touch()
+    assert ended() == (PREEMPTED, "step-000001")
+    assert ended() == (0, "step-000002")
+    stop.touch()
+    assert ended() == (0, "step-000002")
 
 
 ASKED_OFTEN = """

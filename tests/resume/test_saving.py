@@ -19,7 +19,7 @@ from dying_runs import (
     wait_at_step,
 )
 
-from alpro_stream.errors import AlproError, CheckpointError
+from alpro_stream.errors import AlproError, CheckpointError, TakenError
 from alpro_stream.run import _only_run_in, train
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.testing.distributed import run_ranks
@@ -85,7 +85,7 @@ def test_two_trainers_in_one_directory_are_refused(corpus, tmp_path, monkeypatch
         while not told.exists():
             assert other.is_alive()
             time.sleep(0.02)
-        with pytest.raises(CheckpointError, match=f"another process is training in {run.run_dir}; wait for it"):
+        with pytest.raises(TakenError, match=f"another process is training in {run.run_dir}; wait for it"):
             train(run)
     assert not complete_checkpoints(run.run_dir)
     # The lock went with its process, though that was killed.

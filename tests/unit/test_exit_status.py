@@ -18,9 +18,10 @@ from alpro_stream.errors import (
     PrompterError,
     RankError,
     SampleError,
+    TakenError,
     WriteError,
 )
-from alpro_stream.exit_status import BUG, CONFIGURATION, DATA, HARDWARE, status_of
+from alpro_stream.exit_status import BUG, CONFIGURATION, DATA, HARDWARE, STATUS, status_of
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ from alpro_stream.exit_status import BUG, CONFIGURATION, DATA, HARDWARE, status_
         (OSError(errno.ENOSPC, "No space left on device"), HARDWARE),
         (WriteError("x"), HARDWARE),
         (RankError("x"), HARDWARE),
+        (TakenError("x"), HARDWARE),
         (PrompterError("x"), HARDWARE),
         (MemoryError(), HARDWARE),
         (torch.OutOfMemoryError("x"), HARDWARE),
@@ -50,15 +52,33 @@ def test_what_an_error_ends_with(error: Exception, status: int):
     assert status_of(error) == status
 
 
+FAULTS = {
+    **dict.fromkeys(
+        ["AlproError", "ConfigError", "PlanError", "TokenizerError", "CheckpointError", "OtherRankError"],
+        "configuration",
+    ),
+    **dict.fromkeys(
+        [
+            *("ManifestError", "MediaError", "UnreadableError", "FetchError", "ShardError", "DataError", "SampleError"),
+            "DivergenceError",
+        ],
+        "data",
+    ),
+    **dict.fromkeys(
+        ["WriteError", "SaveError", "ProcessError", "PrompterError", "TakenError", "RankError"],
+        "hardware",
+    ),
+}
+
+
 def test_every_error_of_ours_says_where_to_look():
     def classes(base: type[AlproError]) -> list[type[AlproError]]:
         return [base, *(one for child in base.__subclasses__() for one in classes(child))]
 
-    assert {one.fault for one in classes(AlproError) if one is not OtherRankError} == {
-        "configuration",
-        "data",
-        "hardware",
-    }
+    found = classes(AlproError)
+    assert {one.fault for one in found} <= {*STATUS}
+    # Those of other modules are theirs. FetchError and OtherRankError have it of the instance.
+    assert {one.__name__: one.fault for one in found if one.__module__ == "alpro_stream.errors"} == FAULTS
 
 
 def test_a_bug_has_its_traceback_and_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

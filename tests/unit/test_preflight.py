@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import namedtuple
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from object_server import FaultProxy, FileServer, running, silence
 from alpro_launch import preflight_run
 from alpro_launch.preflight import main
 from alpro_launch.preflight_checks import disk
+from alpro_launch.preflight_checks import runner as runner_module
 from alpro_launch.preflight_checks.clock import Offset, judge_offsets
 from alpro_launch.preflight_checks.disk import Disk, checkpoint_bytes, judge_disk
 from alpro_launch.preflight_checks.lanes import judge_lanes
@@ -25,7 +28,10 @@ from alpro_launch.preflight_checks.places import Place, nodes_of
 from alpro_launch.preflight_checks.runner import Failure, Runner, failed_line
 from alpro_launch.preflight_checks.stream import Rate, judge_decoding, judge_reading, needed_clips_per_s
 from alpro_launch.preflight_checks.versions import judge_versions
+from alpro_launch.preflight_checks.written import Written
+from alpro_launch.restart import allowed_ranks
 from alpro_stream.config import save_config, validate
+from alpro_stream.errors import AlproError
 from alpro_stream.exit_status import CONFIGURATION, DATA, HARDWARE
 from alpro_stream.run import RunConfig, train
 from alpro_stream.shards import ShardReader
@@ -59,11 +65,23 @@ def test_lanes_are_refused_with_the_numbers_that_would_do():
     (line,) = judge_lanes(3, 16, 1)
     assert (line.verdict, line.fault, line.found) == ("FAIL", "configuration", "3 ranks")
     assert line.against == "16 lanes; allowed numbers of ranks: 1, 2, 4, 8, 16"
-    assert line.remedy.startswith("use 2 ranks")
+    assert line.remedy == "use 2 ranks, or for a new run set another stream.num_lanes"
+    (line,) = judge_lanes(4, 16, 2)
+    assert (line.verdict, line.found) == ("ok", "4 ranks with 4 lanes each in 2 micro-batches")
+
+
+def test_micro_batches_leave_fewer_numbers_of_ranks():
+    """Those with which a run would be started again, and no others."""
+    (line,) = judge_lanes(8, 16, 4)
+    assert line.against == "16 lanes in 4 micro-batches; allowed numbers of ranks: 1, 2, 4"
+    assert line.remedy.startswith("use 4 ranks, or set train.engine.num_micro_batches to one of 1, 2, or for")
     (line,) = judge_lanes(4, 16, 3)
-    assert line.verdict == "FAIL"
-    assert "num_micro_batches to one of 1, 2, 4" in line.remedy
-    assert judge_lanes(4, 16, 2)[0].verdict == "ok"
+    assert line.against == "16 lanes in 3 micro-batches; allowed numbers of ranks: none"
+    assert line.remedy.startswith("set train.engine.num_micro_batches to one of 1, 2, 4, or for")
+    for size in range(1, 17):
+        for parts in range(1, 17):
+            (line,) = judge_lanes(size, 16, parts)
+            assert (line.verdict == "ok") == (size in allowed_ranks(16, parts))
 
 
 def test_versions_that_differ_are_named_with_their_hosts():
@@ -228,6 +246,9 @@ def test_a_check_that_hangs_or_breaks_is_a_line_and_the_next_one_is_made(capsys)
     late = Runner(world, ["a"], 0)
     assert not late.run("next", 9, lambda: 7, found)
     assert late.lines[0].against == "the 0 s of a preflight were over"
+    has_waited = Runner(world, ["a"], 100, time.monotonic() - 101)
+    assert has_waited.run("first", 9, lambda: 7, found)
+    assert not has_waited.run("next", 9, lambda: 7, found)
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +425,7 @@ def test_shards_behind_an_address_are_fetched_through_a_cache_of_its_own(preflig
         assert {path for path, _ in server.requests} >= {path for path in files if path.endswith(".tar")} - {
             "/train/image-000000.tar"
         }
-        assert not list((tmp_path / "cache").iterdir())
+        assert not (tmp_path / "cache").exists()
         del server.files["/train/video-000001.tar"]
         status, lines = preflight({**sources, **cache})
         assert status == DATA
@@ -422,4 +443,52 @@ def test_a_server_too_slow_for_a_batch_is_no_failure(preflight, corpus, tmp_path
     assert status == 0
     assert "0 clips/s" in lines["storage"]["found"]
     assert (lines["decoder"]["found"], lines["decoder"]["verdict"]) == ("not checked", "warn")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_check_that_comes_late_makes_no_folder_again(preflight, corpus, tmp_path, monkeypatch):
+    """Its thread is left behind, and goes on after all was removed."""
+    is_over, has_read = threading.Event(), threading.Event()
+
+    def read_late(maker, plan, steps, lanes, seconds):
+        is_over.wait()
+        with suppress(AlproError):
+            maker.read(plan, steps[0], lanes)
+        has_read.set()
+        return Rate(0, 0, 1.0), []
+
+    monkeypatch.setattr(preflight_run, "measure_reading", read_late)
+    within = runner_module._within
+    monkeypatch.setattr(
+        runner_module,
+        "_within",
+        lambda seconds, measure, device: within(
+            1.0 if getattr(measure, "__name__", "") == "_read" else seconds, measure, device
+        ),
+    )
+    files = {f"/train/{path.name}": path.read_bytes() for path in (corpus / "train").iterdir()}
+    with running(FileServer(files)) as server:
+        changes = {"stream.sources": [{"path": f"{server.address}/train", "kind": "video"}]}
+        try:
+            status, lines = preflight({**changes, "stream.cache.folder": str(tmp_path / "new/cache/shards")})
+        finally:
+            is_over.set()
+        assert has_read.wait(60)
+    assert status == HARDWARE
+    assert lines["storage"]["found"].startswith("not done after ")
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_that_was_written_stays_and_nothing_else_goes(tmp_path):
+    written = Written()
+    (tmp_path / "there").mkdir()
+    places = [tmp_path / "a/b/folder", tmp_path / "a/c/file", tmp_path / "there/file", tmp_path / "never/file"]
+    for place in places:
+        written.add(place)
+    (places[0] / "inside").mkdir(parents=True)
+    for place in (places[0] / "inside/file", places[1], places[2], tmp_path / "there/of another"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("")
+    written.remove()
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "of another"]

@@ -4,27 +4,31 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from alpro_launch import restart
+from alpro_launch import deepspeed_launcher, restart
 from alpro_launch.checkpoint_view import run_view
-from alpro_launch.deepspeed_launcher import explain, launch_command
-from alpro_launch.processes import run_all
+from alpro_launch.deepspeed_launcher import DeepspeedLauncher, explain, launch_command
+from alpro_launch.hostfile import Host, read_hostfile
+from alpro_launch.launch_log import LAUNCH_LOG, logged_in_slurm, read_launch_log
+from alpro_launch.processes import Ended, run_all
 from alpro_launch.restart import (
-    LAUNCH_LOG,
     NextAttempt,
     Outcome,
     allowed_ranks,
     back_off_s,
     keep_training,
     next_attempt,
-    read_launch_log,
 )
+from alpro_stream.errors import RankError
 from alpro_stream.exit_status import BUG, CONFIGURATION, DATA, HARDWARE, INTERRUPTED, PREEMPTED
+from alpro_stream.run import RunConfig
+from alpro_stream.testing.configs import tiny_run
 from alpro_stream.train.checkpoint import checkpoint_name
 
 
@@ -163,6 +167,47 @@ def test_a_line_that_was_cut_off_does_not_hide_the_others(tmp_path):
     assert read_launch_log(tmp_path / "nowhere") == []
 
 
+JOB = {"SLURM_JOB_ID": "4711"}
+
+
+def test_the_first_task_of_a_job_writes_its_beginning_and_its_end(tmp_path):
+    def checkpoint(step, status):
+        Script(tmp_path, [(status, step, 8)]).launch(8)
+        return status
+
+    def seen():
+        (last,) = read_launch_log(tmp_path)[-1:]
+        assert "status" not in last
+        assert last["begun_from"] == "step-000004"
+        raise RankError("rank 1 has ended")
+
+    assert logged_in_slurm(tmp_path, 8, JOB, lambda: checkpoint(4, PREEMPTED)) == PREEMPTED
+    with pytest.raises(RankError):
+        logged_in_slurm(tmp_path, 8, JOB | {"SLURM_RESTART_COUNT": "1"}, seen)
+    with pytest.raises(KeyboardInterrupt):
+        logged_in_slurm(tmp_path, 4, JOB | {"SLURM_RESTART_COUNT": "2"}, lambda: signal.raise_signal(signal.SIGINT))
+    keys = ("attempt", "job", "requeued", "ranks", "begun_from", "ended_at", "status")
+    assert [tuple(one[key] for key in keys) for one in read_launch_log(tmp_path)] == [
+        (1, "4711", 0, 8, None, "step-000004", PREEMPTED),
+        (2, "4711", 1, 8, "step-000004", "step-000004", HARDWARE),
+        (3, "4711", 2, 4, "step-000004", "step-000004", INTERRUPTED),
+    ]
+
+
+def test_an_attempt_that_was_lost_with_its_node_is_there_and_keeps_its_number(tmp_path, waits):
+    """The next one is of another job, or of `alpro train`."""
+    code = (
+        "import os, sys; from pathlib import Path; from alpro_launch.launch_log import logged_in_slurm; "
+        "logged_in_slurm(Path(sys.argv[1]), 8, {'SLURM_JOB_ID': '7'}, lambda: os.kill(os.getpid(), 9))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    keep_training(Script(tmp_path, [(0, 9, 8)]), 8, [8], 0, tmp_path)
+    lost, last = run_view(tmp_path)["attempts"]
+    assert (lost["attempt"], lost["job"], "status" in lost) == (1, "7", False)
+    assert (last["attempt"], last["status"], last["ended_at"]) == (2, 0, "step-000009")
+
+
 @pytest.mark.parametrize(
     ("status", "expected", "cause"),
     [
@@ -196,3 +241,31 @@ def test_deepspeeds_launcher_understands_the_command(tmp_path):
     assert (found.module, found.force_multi, found.user_script) == (True, True, "alpro_launch.train")
     assert found.user_args == [str(tmp_path / "run.yaml")]
     assert parse_args(launch_command(tmp_path, tmp_path, None, 1)[3:]).master_addr == ""
+
+
+SSH = "#!/bin/sh\n[ ! -e {folder}/$5-is-down ]\n"
+
+
+def test_the_address_of_a_host_that_is_left_out_is_not_where_the_others_meet(tmp_path, monkeypatch, capsys):
+    for name, text in (("ssh", SSH.format(folder=tmp_path)), ("pdsh", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands = []
+    monkeypatch.setattr(
+        deepspeed_launcher, "run_all", lambda command, *_, **__: commands.append(command) or Ended(HARDWARE)
+    )
+    config = RunConfig.model_validate(tiny_run(tmp_path, tmp_path / "run"))
+    launcher = DeepspeedLauncher([Host("node1", 2), Host("node2", 2)], config, "10.0.0.1", 6000)
+
+    def started(num_ranks):
+        assert launcher.num_slots() == num_ranks
+        launcher.launch(num_ranks)
+        return read_hostfile(tmp_path / "run/logs/hostfile"), "10.0.0.1" in commands[-1]
+
+    assert started(4) == ([Host("node1", 2), Host("node2", 2)], True)
+    (tmp_path / "node1-is-down").touch()
+    assert started(2) == ([Host("node2", 2)], False)
+    assert "node1 cannot be reached by ssh" in capsys.readouterr().err
+    (tmp_path / "node1-is-down").rename(tmp_path / "node2-is-down")
+    assert started(2) == ([Host("node1", 2)], True)

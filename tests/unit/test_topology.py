@@ -2,12 +2,14 @@
 
 import socket
 
+import psutil
 import pytest
 
 from alpro_launch.local_ranks import Node, rank_environments
 from alpro_launch.node_list import expand_node_list
 from alpro_launch.topology import Topology, describe, find_topology, interface_to
 from alpro_stream.errors import ConfigError, RankError
+from alpro_stream.train import roll_call
 
 TASK = {
     "SLURM_PROCID": "9",
@@ -115,6 +117,28 @@ def test_the_interface_is_that_of_the_address():
         RankError, match=r"machine 'nowhere.invalid' cannot be reached from .*set --master-addr of alpro"
     ):
         interface_to("nowhere.invalid", 0.1)
+
+
+def own_address():
+    """One of this machine that is not of its loopback; None where there is none."""
+    addresses = [
+        one.address for found in psutil.net_if_addrs().values() for one in found if one.family == socket.AF_INET
+    ]
+    return next((address for address in addresses if not address.startswith("127.")), None)
+
+
+@pytest.mark.skipif(own_address() is None, reason="this machine has a loopback alone")
+def test_a_name_that_leads_to_the_machines_own_loopback_is_that_of_its_network(monkeypatch):
+    """Debian has such a line in /etc/hosts for a machine's own name: no other machine reaches 127.0.1.1."""
+    found = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.1.1", 1))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    # What leads to another machine, also where there is no way out.
+    monkeypatch.setattr(roll_call, "_ANOTHER_MACHINE", (own_address(), 1))
+    assert roll_call.own_host("node1") == own_address()
+    # Who writes the address itself means it, as two hosts made on one machine do.
+    assert roll_call.own_host("127.0.1.1").startswith("127.")
+    assert roll_call.own_host("localhost").startswith("127.")
+    assert interface_to("node1", 1) != "lo"
 
 
 def test_a_name_that_comes_late_is_waited_for(monkeypatch, capsys):

@@ -153,17 +153,36 @@ def test_the_image_installs_what_is_in_the_checkout():
 
 
 def commands(word):
-    blocks = re.findall(r"^```bash\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    lines = map(str.strip, "\n".join(blocks).replace("\\\n", " ").splitlines())
     return [shlex.split(line, comments=True) for line in lines if re.match(rf"{word} ", line)]
 
 
-def test_commands_of_training_in_the_document_are_understood():
+def configured(words):
+    """The configuration of a command, as it would be resolved in a checkout."""
+    (path,), overrides = split_arguments(words)
+    config = load_config(RunConfig, ROOT / find_config(path), overrides)
+    assert 16 in allowed_ranks(config.stream.num_lanes, config.train.engine.num_micro_batches)
+    return config
+
+
+def test_commands_of_training_in_the_document_can_be_resolved():
     found = commands("alpro train")
-    assert len(found) >= 3
+    assert len(found) >= 5
     for command in found:
         arguments = _parse(command[1:])
         assert arguments.command.__name__ == "_train"
+        configured(arguments.arguments)
+
+
+def test_commands_of_launchers_in_the_document_can_be_resolved():
+    after = {"deepspeed": "alpro_launch.preflight", "torchrun": "alpro_launch.train", "sbatch": "train.sbatch"}
+    for program, entry in after.items():
+        found = commands(program)
+        assert found, program
+        for command in found:
+            place = next(number for number, word in enumerate(command) if word.endswith(entry))
+            configured(command[place + 1 :])
 
 
 def test_files_that_the_document_links_to_exist():

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,30 +42,25 @@ def checkpoint_bytes(num_parameters: int, zero_stage: int) -> int:
     return 4 * num_parameters * (copies + 1)
 
 
-def write_token(run_dir: Path, token: str) -> list[Path]:
-    """Writes a file into the run directory; returns the folders that were made for it, innermost first.
+def token_path(run_dir: Path, token: str) -> Path:
+    """The file of the first rank, which the others look for."""
+    return run_dir / f".preflight-{token}"
+
+
+def write_token(run_dir: Path, token: str) -> None:
+    """Writes it.
 
     Raises:
         OSError: it cannot be written.
     """
-    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
-    _token_path(run_dir, token).write_text(token, encoding="utf-8")
-    return made
-
-
-def remove_token(run_dir: Path, token: str, made: Sequence[Path]) -> None:
-    """Leaves the run directory as it was."""
-    _token_path(run_dir, token).unlink(missing_ok=True)
-    for folder in made:
-        with suppress(OSError):  # Somebody else has put something there.
-            folder.rmdir()
+    token_path(run_dir, token).write_text(token, encoding="utf-8")
 
 
 def look_at(run_dir: Path, token: str, checkpoint_bytes: int | None) -> Disk:
     """What this rank sees; waits a little for the file of the first rank."""
     until = time.monotonic() + _LONGEST_WAIT_S
-    while not (is_there := _token_path(run_dir, token).is_file()) and time.monotonic() < until:
+    while not (is_there := token_path(run_dir, token).is_file()) and time.monotonic() < until:
         time.sleep(_POLL_S)
     free = shutil.disk_usage(run_dir).free if run_dir.is_dir() else 0
     return Disk(free, is_there, len(complete_checkpoints(run_dir)), checkpoint_bytes)
@@ -95,7 +89,3 @@ def judge_disk(found: Sequence[Disk], hosts: Sequence[str], run_dir: Path, num_k
     verdict = verdict_of_share(share)
     against = f"{counted(num_new, 'more checkpoint')} of about {gib(checkpoint)} ({num_kept} kept, one being written)"
     return [Line("run_dir", text, against, verdict, "" if verdict == "ok" else _REMEDY, "hardware")]
-
-
-def _token_path(run_dir: Path, token: str) -> Path:
-    return run_dir / f".preflight-{token}"

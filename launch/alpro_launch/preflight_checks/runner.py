@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from alpro_launch.preflight_checks.lines import Line, Verdict, counted
 from alpro_stream.errors import AlproError, Fault
@@ -17,6 +18,9 @@ from alpro_stream.exit_status import fault_of
 from alpro_stream.train.distributed import World
 
 T = TypeVar("T")
+
+# For a rank whose processor is taken, or that closes what it has opened.
+_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +48,19 @@ class Runner:
         world: the ranks.
         hosts: of the ranks, by rank.
         seconds: for everything together.
+        since: when they begin, by `time.monotonic`; None is now.
 
     Attributes:
         lines: what was found so far, the same on every rank.
     """
 
-    def __init__(self, world: World, hosts: Sequence[str], seconds: float) -> None:
+    def __init__(self, world: World, hosts: Sequence[str], seconds: float, since: float | None = None) -> None:
         self.lines: list[Line] = []
         self.was_late = False
         self._world, self._hosts, self._total_s = world, hosts, seconds
-        self._started, self._elapsed_s = time.monotonic(), 0.0
+        self._started, self._elapsed_s = time.monotonic() if since is None else since, 0.0
         self._out_of_step = ""
-        timeout = timedelta(seconds=world.timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def run(
         self,
@@ -90,7 +94,8 @@ class Runner:
         if together and self._out_of_step:
             return self.leave_out(check, f"the ranks are out of step since the check of {self._out_of_step}")
         self._world.stage.enter(f"the check of {check}")
-        outcomes = self._tell(check, _within(seconds, measure, self._world.device))
+        until = time.monotonic() + seconds
+        outcomes = self._tell(check, _within(seconds, measure, self._world.device), until)
         failures = {rank: one for rank, one in enumerate(outcomes) if isinstance(one, Failure)}
         if not failures:
             self.lines += judge(outcomes)
@@ -108,12 +113,16 @@ class Runner:
 
     def wait_for_all(self) -> None:
         """Until all ranks are here; they are whatever their checks still do."""
-        self._tell("the end", None)
+        self._tell("the end", None, time.monotonic())
 
-    def _tell(self, check: str, outcome: Any) -> list[Any]:
-        """What all ranks found; the one that took longest says how much time is left."""
+    def _tell(self, check: str, outcome: Any, until: float) -> list[Any]:
+        """What all ranks found; the one that took longest says how much time is left.
+
+        Ranks come here a little after `until`, whatever they found: who does not has ended, or stands still.
+        """
         told: list[Any] = [(outcome, time.monotonic() - self._started)] * self._world.size
-        if self._world.size > 1:
+        if self._group:
+            c10d._set_pg_timeout(timedelta(seconds=max(0.0, until - time.monotonic()) + _GRACE_S), self._group)
             with self._world.waiting(f"what all ranks found in the check of {check}"):
                 dist.all_gather_object(told, told[0], group=self._group)
         self._elapsed_s = max(elapsed for _, elapsed in told)
