@@ -4,6 +4,7 @@ The models live beside the components they configure; this module only knows how
 """
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -26,20 +27,26 @@ class Config(BaseModel):
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+_INTERPOLATED = re.compile(r"\$\{(\w+)\}")
+
 
 def load_config(model: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Reads a YAML file, applies ``key.path=value`` overrides and validates the result.
 
     Args:
         model: the pydantic model of the whole file.
-        path: the YAML file; ``${...}`` interpolations are OmegaConf's.
+        path: the YAML file; ``${...}`` interpolations are OmegaConf's. A key at the top level that the model does not
+            have, and that the file uses as ``${key}``, is only a name for that.
         overrides: dotted assignments, the last one wins.
 
     Raises:
         ConfigError: a missing file, broken YAML, an unknown key (the nearest known one is named) or a
             value of the wrong type.
     """
-    return validate(model, read_config(path, overrides), source=str(path))
+    values = read_config(path, overrides)
+    used = set(_INTERPOLATED.findall("\n".join([Path(path).read_text(encoding="utf-8"), *overrides])))
+    kept = {key: value for key, value in values.items() if key in model.model_fields or key not in used}
+    return validate(model, kept, source=str(path))
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, Self
 import torch
 from pydantic import model_validator
 
-from alpro_stream.config import Config, differences, save_config, validate
+from alpro_stream.config import Config, differences, save_config, to_yaml, validate
 from alpro_stream.errors import CheckpointError, ConfigError, TakenError
 from alpro_stream.evaluate.answer_list import AnswersConfig, answer_list, check_questions
 from alpro_stream.evaluate.validation import ValidationConfig, open_validation
@@ -189,7 +189,8 @@ def train(
     """
     # Ranks of other versions, or of another commit, might compute other things from the same bytes.
     versions = {**_versions(), "code": code_version(), "python": python_version()}
-    world = join_world(config.train.timeout_s, versions, f"the training in {config.run_dir.absolute()}", since)
+    run = f"the training in {config.run_dir.absolute()}"
+    world = join_world(config.train.timeout_s, versions, run, since, "train.timeout_s")
     if world.device.type == "cpu":
         keep_freed_memory()
     if config.train.engine.num_threads:
@@ -446,6 +447,9 @@ def _build(
         if world.is_first:
             (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
             save_config(config, config.run_dir / RESOLVED_CONFIG_FILE)
+            if world.size > 1:  # For the log of a job; alone it would fill the terminal.
+                text = to_yaml(config)
+                print(f"configuration, also in {config.run_dir / RESOLVED_CONFIG_FILE}:\n{text}", flush=True)
             if not previous:  # Of a sitting that came to no checkpoint, perhaps with other data.
                 shutil.rmtree(config.run_dir / RECORD_FOLDER, ignore_errors=True)
             if data.prompter:

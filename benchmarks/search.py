@@ -11,15 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alpro_stream.evaluate.index import (
-    EmbedConfig,
-    Index,
-    IndexDescription,
-    IndexRow,
-    Part,
-    part_path,
-    write_description,
-)
+from alpro_stream.evaluate.embed_config import EmbedConfig
+from alpro_stream.evaluate.index import Index
+from alpro_stream.evaluate.index_files import IndexDescription, IndexRow, Part, part_path, write_description
 from alpro_stream.evaluate.nearest import nearest
 from alpro_stream.evaluate.search import Searcher, embed_query
 from alpro_stream.model.alpro import DualEncoder, ModelConfig
@@ -94,26 +88,6 @@ def random_index(folder: Path, dtype: str = "float32") -> Index:
     generator = np.random.default_rng(0)
     (folder / "parts").mkdir(parents=True)
     dimension = ModelConfig().projection_size
-    parts = []
-    for number in range(_NUM_CLIPS // _PER_SHARD):
-        features = generator.normal(size=(_PER_SHARD, dimension))
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
-        np.save(part_path(folder, number, "npy"), features.astype(dtype))
-        shard = f"video-{number:06d}"
-        caption = "a dog runs along a beach while the sun goes down"
-        row = [IndexRow("video", shard, slot, f"{number}-{slot}", (caption,), "dog.mp4") for slot in range(_PER_SHARD)]
-        part_path(folder, number, "jsonl").write_text("".join(each.to_json() + "\n" for each in row))
-        digests = [file_digest(part_path(folder, number, suffix)) for suffix in ("npy", "jsonl")]
-        parts.append(
-            Part(
-                source="video",
-                shard=shard,
-                num_clips=_PER_SHARD,
-                left_out=(),
-                features_sha256=digests[0],
-                rows_sha256=digests[1],
-            )
-        )
     config = EmbedConfig.model_validate(
         {"checkpoint": folder, "sources": [{"path": str(folder)}], "out": folder, "dtype": dtype}
     )
@@ -126,9 +100,29 @@ def random_index(folder: Path, dtype: str = "float32") -> Index:
         image_size=224,
         versions={},
         config=config,
-        parts=tuple(parts),
     )
-    write_description(folder, description)
+    parts = []
+    for number in range(_NUM_CLIPS // _PER_SHARD):
+        features = generator.normal(size=(_PER_SHARD, dimension))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        np.save(part_path(folder, number, "npy"), features.astype(dtype))
+        shard = f"video-{number:06d}"
+        caption = "a dog runs along a beach while the sun goes down"
+        row = [IndexRow("video", shard, slot, f"{number}-{slot}", (caption,), "dog.mp4") for slot in range(_PER_SHARD)]
+        part_path(folder, number, "jsonl").write_text("".join(each.to_json() + "\n" for each in row))
+        digests = [file_digest(part_path(folder, number, suffix)) for suffix in ("npy", "jsonl")]
+        parts.append(
+            Part(
+                identity_sha256=description.identity_sha256(),
+                source="video",
+                shard=shard,
+                num_clips=_PER_SHARD,
+                left_out=(),
+                features_sha256=digests[0],
+                rows_sha256=digests[1],
+            )
+        )
+    write_description(folder, description.model_copy(update={"parts": tuple(parts)}))
     return Index(folder)
 
 

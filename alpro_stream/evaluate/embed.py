@@ -7,12 +7,12 @@ D width, E projection.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from alpro_stream.errors import SampleError
+from alpro_stream.evaluate.progress import in_parts
 from alpro_stream.media import FrameConfig
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.model.pixels import normalise
@@ -21,8 +21,6 @@ from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.sources import Source
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.stream.view import View
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def embed_videos(
     device = next(encoder.parameters()).device
     tokens, features = [], []
     for kind, group in groupby(clips, key=lambda clip: clip.source.kind):
-        for part in _parts(list(group), max(1, batch_size // num_clips)):
+        for part in in_parts(list(group), batch_size // num_clips, f"{kind}s"):
             frames_BTHWC = pixels_of(part, choice, decoder).to(device)
             is_cut = kind == "video"
             if is_cut:
@@ -156,15 +154,10 @@ def embed_texts(
     """Encodes captions, `batch_size` at a time, cut or padded to `num_tokens` (None: as in training)."""
     device = next(encoder.parameters()).device
     texts, masks, features = [], [], []
-    for part in _parts(captions, batch_size):
+    for part in in_parts(captions, batch_size, "texts"):
         ids_BL, mask_BL = (tensor.to(device) for tensor in tokenizer(part, num_tokens))
         text_BLD, feature_BE = encoder.encode_text(ids_BL, mask_BL)
         texts.append(text_BLD)
         masks.append(mask_BL)
         features.append(feature_BE)
     return TextEmbeddings(torch.cat(texts), torch.cat(masks), torch.cat(features))
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -8,7 +8,7 @@ import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from alpro_stream.errors import CheckpointError, ConfigError, SampleError, ShardError
 from alpro_stream.evaluate.embed import StoredClip, embed_videos, evenly_spread
-from alpro_stream.evaluate.index import (
-    EmbedConfig,
+from alpro_stream.evaluate.embed_config import EmbedConfig
+from alpro_stream.evaluate.index_files import (
     IndexDescription,
     IndexRow,
     Part,
@@ -34,12 +34,14 @@ from alpro_stream.evaluate.index import (
 )
 from alpro_stream.manifest.places import is_address
 from alpro_stream.shards.layout import ShardInfo
-from alpro_stream.shards.storage import file_digest, publish_bytes
+from alpro_stream.shards.storage import TEMPORARY_SUFFIX, file_digest, publish_bytes
 from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
 from alpro_stream.stream.sources import Source, SourceConfig, closing_storage, open_sources
 from alpro_stream.train.restore import Trained, load_trained
 
 logger = logging.getLogger(__name__)
+
+_LEFTOVER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +83,20 @@ def embed_index(config: EmbedConfig, rank: int, num_ranks: int, device: torch.de
             )
         description = _describe(config, sources, trained)
         begin_index(config.out, description)
+        _remove_leftovers(config.out / "parts")
+        identity = description.identity_sha256()
         shards = [(source, shard) for source in sources for shard in source.shards]
-        missing = [number for number in range(rank, len(shards), num_ranks) if not _is_whole(config.out, number)]
+        own = range(rank, len(shards), num_ranks)
+        missing = [number for number in own if not _is_whole(config.out, number, identity)]
         if missing:
-            maker = _PartMaker(config, trained, stack)
+            maker = _PartMaker(config, trained, identity, stack)
         for done, number in enumerate(missing, start=1):
             start = time.monotonic()
             part = maker.make(number, *shards[number])
             rate = part.num_clips / (time.monotonic() - start)
-            text = "part %d of %d: %s of %s, %d clips (%.1f clips/s), %d left out"
-            logger.info(text, done, len(missing), part.shard, part.source, part.num_clips, rate, len(part.left_out))
+            text = "rank %d, part %d of its %d: %s of %s, %d clips (%.1f clips/s), %d left out"
+            counts = part.num_clips, rate, len(part.left_out)
+            logger.info(text, rank, done, len(missing), part.shard, part.source, *counts)
         return _complete(config.out, description, len(shards))
 
 
@@ -115,9 +121,17 @@ def _absolute(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update=found)
 
 
-def _is_whole(directory: Path, number: int) -> bool:
+def _remove_leftovers(directory: Path) -> None:
+    """Of ranks that were killed: no other one takes so long to write a file, and its file must stay."""
+    for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
+                leftover.unlink()
+
+
+def _is_whole(directory: Path, number: int, identity: str) -> bool:
     part = read_part(directory, number)
-    if part is not None and damaged_file(directory, number, part) is None:
+    if part is not None and part.identity_sha256 == identity and damaged_file(directory, number, part) is None:
         return True
     # Its mark goes first: another rank must not take it for done.
     part_path(directory, number, "json").unlink(missing_ok=True)
@@ -127,10 +141,11 @@ def _is_whole(directory: Path, number: int) -> bool:
 class _PartMaker:
     """Embeds shards, one after the other."""
 
-    def __init__(self, config: EmbedConfig, trained: Trained, stack: ExitStack) -> None:
+    def __init__(self, config: EmbedConfig, trained: Trained, identity: str, stack: ExitStack) -> None:
         video = trained.dual.config.video
         device = next(trained.dual.parameters()).device
         self._config = config
+        self._identity = identity
         self._dual = trained.dual
         self._choice = evenly_spread(video.num_frames, config.video)
         max_frames = config.batch_size * video.num_frames
@@ -140,8 +155,6 @@ class _PartMaker:
     def make(self, number: int, source: Source, shard: ShardInfo) -> Part:
         """Embeds a shard and writes its part."""
         directory = self._config.out
-        for leftover in part_path(directory, number, "npy").parent.glob(f".{number:05d}.*"):
-            leftover.unlink()  # of a rank that was killed
         left_out: list[str] = []
         clips: list[_Clip] = []
         features: list[NDArray[Any]] = [np.empty((0, self._dual.config.projection_size), self._config.dtype)]
@@ -155,6 +168,7 @@ class _PartMaker:
         lines = "".join(clip.row().to_json() + "\n" for clip in clips)
         publish_bytes(part_path(directory, number, "jsonl"), lines.encode("utf-8", "replace"))
         part = Part(
+            identity_sha256=self._identity,
             source=source.name,
             shard=shard.name,
             num_clips=len(clips),
@@ -209,12 +223,14 @@ def _batches(source: Source, shard: str, size: int, left_out: list[str]) -> Iter
 
 def _complete(directory: Path, description: IndexDescription, num_parts: int) -> IndexDescription | None:
     parts = [read_part(directory, number) for number in range(num_parts)]
-    found = tuple(part for part in parts if part is not None)
+    identity = description.identity_sha256()
+    found = tuple(part for part in parts if part is not None and part.identity_sha256 == identity)
     if len(found) < num_parts:
         return None
     if not any(part.num_clips for part in found):
         first = next((reason for part in found for reason in part.left_out), "there are none")
         raise ShardError(f"no clip of the data sets could be embedded; the first: {first}")
+    begin_index(directory, description)  # Another one may have been begun here after this one's was removed.
     whole = description.model_copy(update={"parts": found})
     write_description(directory, whole)
     return whole

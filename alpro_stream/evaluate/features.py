@@ -1,6 +1,6 @@
-"""Every video and every caption encoded once, split over the ranks.
+"""Every video and every text encoded once, split over the ranks.
 
-Legend: C captions, V videos, K clips, R rows, E projection.
+Legend: C texts, V videos, K clips, R rows, E projection.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from alpro_stream.errors import DataError
 from alpro_stream.evaluate.aggregate import Aggregation, aggregate
 from alpro_stream.evaluate.embed import StoredClip, TextEmbeddings, VideoEmbeddings, embed_texts, embed_videos
 from alpro_stream.model.alpro import DualEncoder
+from alpro_stream.shards.storage import publish, temporary_beside
 from alpro_stream.stream.clips import ClipDecoder
 from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.text import Tokenizer
@@ -121,10 +122,13 @@ def similarities(
 def save_features(features: Features, path: Path) -> None:
     """Writes what a rank has encoded, aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = temporary_beside(path)
     parts = {**vars(features.videos), **vars(features.texts)}
-    save_file({name: tensor.contiguous() for name, tensor in parts.items()}, aside)
-    aside.rename(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in parts.items()}, aside)
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load_features(path: Path, device: torch.device) -> Features:

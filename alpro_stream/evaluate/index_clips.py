@@ -2,17 +2,25 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from itertools import pairwise
 from typing import NamedTuple
+
+from torch import Tensor
 
 from alpro_stream.errors import ShardError
 from alpro_stream.evaluate.embed import StoredClip, VideoEmbeddings, embed_videos, evenly_spread, pixels_of
-from alpro_stream.evaluate.index import INDEX_FILE, Index
+from alpro_stream.evaluate.index import Index
+from alpro_stream.evaluate.index_files import INDEX_FILE
 from alpro_stream.media import encode_jpeg
+from alpro_stream.media.playable import encode_webm
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
 from alpro_stream.stream.sources import closing_storage, open_sources
 
 _MOST_PICTURES = 8
+_MOST_FILM_FRAMES = 32
+_FILM_FPS = 4.0
+_LEAST_GAP_S, _MOST_GAP_S = 0.001, 3600.0
 _PICTURE_PIXELS = 256
 _PICTURE_QUALITY = 82
 
@@ -22,6 +30,16 @@ class Picture(NamedTuple):
 
     jpeg: bytes
     time_s: float | None
+
+
+def film_times(times: Sequence[float | None]) -> list[float]:
+    """When the frames of a film are shown: at their own times, or four a second where these are none to play by."""
+    known = [time_s for time_s in times if time_s is not None]
+    gaps = [later - earlier for earlier, later in pairwise(known)]
+    # They are what a file says; no comparison holds for nan.
+    if gaps and all(_LEAST_GAP_S <= gap <= _MOST_GAP_S for gap in gaps):
+        return known
+    return [number / _FILM_FPS for number in range(len(times))]
 
 
 class IndexClips:
@@ -79,7 +97,21 @@ class IndexClips:
 
     def picture_times(self, row: int) -> list[float | None]:
         """When each of the `pictures` is shown; None where that is not stored."""
-        return self._times(self.clip(row))
+        return self._times(self.clip(row), _MOST_PICTURES)
+
+    def film(self, row: int) -> bytes:
+        """A clip to play: a WebM file of 32 frames at most, shown at `film_times`.
+
+        Returns:
+            Nothing for an image, and for a clip of a single frame.
+
+        Raises:
+            SampleError, ShardError: the clip cannot be read.
+        """
+        times = self._times(self.clip(row), _MOST_FILM_FRAMES)
+        if len(times) < 2:
+            return b""
+        return encode_webm(self._frames(row, len(times)).numpy(), film_times(times))
 
     def pictures(self, row: int) -> tuple[Picture, ...]:
         """Frames of a clip, spread evenly over it.
@@ -87,12 +119,14 @@ class IndexClips:
         Raises:
             SampleError, ShardError: the clip cannot be read.
         """
-        clip = self.clip(row)
-        times = self._times(clip)
-        decoder = self._decoder(_PICTURE_PIXELS, _MOST_PICTURES)
-        pixels_THWC = pixels_of([clip], evenly_spread(len(times), self._config.video), decoder)[0]
-        jpegs = [encode_jpeg(frame.numpy(), _PICTURE_QUALITY) for frame in pixels_THWC]
+        times = self.picture_times(row)
+        jpegs = [encode_jpeg(frame.numpy(), _PICTURE_QUALITY) for frame in self._frames(row, len(times))]
         return tuple(Picture(jpeg, time_s) for jpeg, time_s in zip(jpegs, times, strict=True))
+
+    def _frames(self, row: int, count: int) -> Tensor:
+        """(T, H, W, 3) uint8."""
+        decoder = self._decoder(_PICTURE_PIXELS, _MOST_FILM_FRAMES)
+        return pixels_of([self.clip(row)], evenly_spread(count, self._config.video), decoder)[0]
 
     def _decoder(self, image_size: int, max_frames: int) -> ClipDecoder:
         """In this thread and on the CPU: a few clips are wanted at a time."""
@@ -102,14 +136,14 @@ class IndexClips:
             self._decoders[image_size, max_frames] = self._stack.enter_context(closing(decoder))
         return self._decoders[image_size, max_frames]
 
-    def _times(self, clip: StoredClip) -> list[float | None]:
+    def _times(self, clip: StoredClip, most: int) -> list[float | None]:
         reader = clip.source.reader
         if clip.source.kind == "image":
             return [None]
         if clip.source.stores_videos:
-            return [None] * _MOST_PICTURES
+            return [None] * most
         stored = reader.metadata(clip.shard, clip.slot).frame_timestamps_s
         num_stored = len(stored) or len(reader.media_members(clip.shard, clip.slot))
-        count = min(_MOST_PICTURES, num_stored)
+        count = min(most, num_stored)
         chosen = evenly_spread(count, self._config.video).among(num_stored)
         return [stored[number] if stored else None for number in chosen]

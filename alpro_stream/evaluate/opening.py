@@ -1,19 +1,21 @@
-"""What every evaluation of a checkpoint begins with, and what its result says of itself."""
+"""What every evaluation of a checkpoint begins with."""
 
-from collections.abc import Iterator, Mapping
+import logging
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from alpro_stream.config import Config
+from alpro_stream.errors import ConfigError
 from alpro_stream.evaluate.aggregate import Aggregation
 from alpro_stream.evaluate.embed import StoredClip, evenly_spread, stored_clips
 from alpro_stream.evaluate.features import Encoding
+from alpro_stream.evaluate.overlap import check_each_once, num_trained_on
 from alpro_stream.media import FetchConfig, FrameConfig
 from alpro_stream.shards.cache import CacheConfig
 from alpro_stream.stream.clips import build_clip_decoder
@@ -21,6 +23,8 @@ from alpro_stream.stream.decode import DecodeConfig
 from alpro_stream.stream.sources import Source, SourceConfig, closing_storage, open_sources, read_listings
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained, load_trained, model_folder
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationConfig(Config):
@@ -65,11 +69,8 @@ class Opened:
     sources: tuple[Source, ...]
     clips: list[StoredClip]
     trained: Trained
-
-
-def alone() -> World:
-    """A world of this process alone."""
-    return World(0, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    num_trained_on: int | None
+    """Clips that its run was trained on; None where that is not known."""
 
 
 @contextmanager
@@ -81,14 +82,32 @@ def opened(config: EvaluationConfig, world: World) -> Iterator[Opened]:
     """
     with closing_storage(config.sources, config.cache, config.fetch) as storage:
         world.stage.enter("the opening of data and checkpoint")
+        world.from_first(lambda: _check_writable(config.out), "whether the folder can be written to")
         listings, folder = world.from_first(
             lambda: (read_listings(config.sources, storage=storage), model_folder(config.checkpoint)),
             "the descriptions of the data sets",
         )
         with world.all_or_none():
             sources = open_sources(config.sources, storage=storage, listings=listings)
-            data = Opened(sources, stored_clips(sources), load_trained(folder, world.device, config.num_frames))
-        yield data
+            clips = stored_clips(sources)
+            check_each_once(clips)
+            trained = load_trained(folder, world.device, config.num_frames)
+        keys = {clip.key for clip in clips}
+        known = world.from_first(lambda: num_trained_on(keys, folder), "what the model was trained on")
+        if known and world.is_first:
+            told = "%d of the %d videos and images are among those that %s was trained on: it may know them by heart"
+            logger.warning(told, known, len(clips), folder)
+        yield Opened(sources, clips, trained, known)
+
+
+def _check_writable(out: Path) -> None:
+    """Before the hours of work that end there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be written to ({error.strerror}): set out to a folder that can") from error
 
 
 @contextmanager
@@ -115,38 +134,4 @@ def of_frames(config: EvaluationConfig, trained: Trained) -> dict[str, Any]:
         "frames": "spread evenly over the video, those of a clip follow each other",
         "picture": f"whole frame resized to {video.image_size}",
         "num_tokens": config.num_tokens or trained.description.num_tokens,
-    }
-
-
-def result_of(
-    config: EvaluationConfig,
-    trained: Trained,
-    metrics: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    split: Mapping[str, Any],
-    **more: Any,
-) -> dict[str, Any]:
-    """What `result.json` holds: enough to make it again.
-
-    Args:
-        config: of the evaluation.
-        trained: the model.
-        metrics: the figures.
-        protocol: all that decides what they mean, and is neither the model nor the data.
-        split: the data, with their digest.
-        more: what else is worth knowing.
-    """
-    return {
-        "task": config.task,
-        "metrics": dict(metrics),
-        **more,
-        "protocol": dict(protocol),
-        "split": dict(split),
-        "checkpoint": {
-            "path": str(trained.path),
-            "task": trained.description.task,
-            "weights_sha256": trained.weights_sha256,
-        },
-        "config": config.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("alpro-stream", "torch", "transformers", "timm")},
     }

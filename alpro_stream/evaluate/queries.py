@@ -1,7 +1,5 @@
 """Which texts ask for which videos. Legend: C captions; `truth_C` is the video of each caption."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from alpro_stream.errors import DataError
 from alpro_stream.evaluate.embed import StoredClip
+from alpro_stream.evaluate.result import digest_of
 from alpro_stream.stream.text import Tokenizer
 
 CaptionUse = Literal["all", "first", "joined"]
@@ -55,9 +54,13 @@ def queries_of(clips: Sequence[StoredClip], use: CaptionUse = "all") -> Queries:
     return Queries(captions, torch.tensor([number for number, own in enumerate(chosen) for _ in own]))
 
 
+def captions_of(clip: StoredClip) -> list[str]:
+    """Its captions; where there is none, a question stands in for it in the shards, and is left out here."""
+    return [caption for caption in clip.captions if caption not in clip.questions]
+
+
 def _chosen(clip: StoredClip, use: CaptionUse) -> list[str]:
-    # Where there is no caption, a question stands in for it in the shards.
-    captions = [caption for caption in clip.captions if caption not in clip.questions]
+    captions = captions_of(clip)
     if use == "joined" and captions:
         return [" ".join(caption.strip() for caption in captions)]
     return captions if use == "all" else captions[:1]
@@ -65,8 +68,47 @@ def _chosen(clip: StoredClip, use: CaptionUse) -> list[str]:
 
 def split_digest(clips: Sequence[StoredClip], use: CaptionUse) -> str:
     """SHA-256 of the keys with the captions that are used, whatever shards they lie in and in whatever order."""
-    rows = sorted([clip.key, _chosen(clip, use)] for clip in clips)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return digest_of(sorted([clip.key, _chosen(clip, use)] for clip in clips))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What differs among captions: each is encoded and compared once, so that equal ones have equal scores.
+
+    The same text in another place of a batch would have another last digit, and whether it ties would be chance.
+
+    Attributes:
+        texts: one caption of each kind.
+        text_C: which of them a caption is.
+    """
+
+    texts: list[str]
+    text_C: Tensor
+
+    def num_of_several(self, truth_C: Tensor) -> int:
+        """Captions whose text another video has too."""
+        of_videos = set(zip(self.text_C.tolist(), truth_C.tolist(), strict=True))
+        counts_U = torch.tensor([text for text, _ in of_videos]).bincount(minlength=len(self.texts))
+        return int((counts_U[self.text_C] > 1).sum())
+
+
+def different_texts(captions: Sequence[str], tokenizer: Tokenizer, num_tokens: int | None = None) -> Texts:
+    """Captions by what a model reads of them; capitals may make no difference, nor does what is cut.
+
+    Args:
+        captions: of all videos.
+        tokenizer: of the model.
+        num_tokens: that it reads; None as in training.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    texts: list[str] = []
+    text_C = []
+    for caption, read_L in zip(captions, torch.cat(tokenizer(captions, num_tokens), dim=1).tolist(), strict=True):
+        number = numbers.setdefault(tuple(read_L), len(texts))
+        if number == len(texts):
+            texts.append(caption)
+        text_C.append(number)
+    return Texts(texts, torch.tensor(text_C))
 
 
 def captions_per_video(queries: Queries, num_videos: int) -> tuple[int, int]:

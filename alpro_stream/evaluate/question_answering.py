@@ -3,14 +3,12 @@
 Legend: Q questions, R questions at once, K clips, A answers.
 """
 
-import hashlib
 import json
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,17 +18,16 @@ from alpro_stream.evaluate.aggregate import Aggregation, aggregate
 from alpro_stream.evaluate.answers import AnswerAccuracy, accuracy_by_type
 from alpro_stream.evaluate.embed import StoredClip, embed_videos
 from alpro_stream.evaluate.features import Encoding
-from alpro_stream.evaluate.opening import EvaluationConfig, Opened, alone, encoding, of_frames, opened, result_of
-from alpro_stream.evaluate.result import write_result
+from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
+from alpro_stream.evaluate.progress import in_parts
+from alpro_stream.evaluate.result import ANSWERS_FILE, Result, ResultPart, Split, digest_of
+from alpro_stream.evaluate.runner import Outcome, run_task
 from alpro_stream.losses.answers import answer_numbers
 from alpro_stream.model.alpro import AlproModel
 from alpro_stream.stream.units import same_text
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained
 
-logger = logging.getLogger(__name__)
-
-ANSWERS_FILE = "answers.jsonl"
 QUESTION_TYPES = ("what", "who", "how", "where", "when", "other")
 """Those of MSRVTT-QA and MSVD-QA (Xu et al., ACM MM 2017), and all others."""
 
@@ -52,71 +49,101 @@ class Asked(NamedTuple):
     answer: str
 
 
+class AnswerMetrics(ResultPart):
+    """Shares of right answers, in percent."""
+
+    accuracy: float
+    by_type: dict[str, float | None]
+
+
+class AnswerChance(ResultPart):
+    """What one answer to all questions reaches, and the most frequent right answer to those of each type."""
+
+    accuracy: float
+    answer: str
+    by_type: dict[str, float | None]
+
+
+class AnswerSplit(Split):
+    """What was asked, and to how much of it the model has no answer."""
+
+    num_questions: int
+    num_by_type: dict[str, int]
+    num_unlisted_answers: int
+
+
+class AnswerResult(Result):
+    """What `result.json` of this task holds."""
+
+    metrics: AnswerMetrics  # type: ignore[assignment]
+    chance: AnswerChance
+    split: AnswerSplit
+
+
 def evaluate_answers(config: AnswerEvaluateConfig, world: World | None = None) -> dict[str, Any]:
-    """Answers, counts and writes `result.json` and `answers.jsonl`; returns what result.json holds.
+    """Answers, counts and writes `result.json` and `answers.jsonl`; see `run_task`."""
+    return run_task(_answer, config, world)
 
-    Called on every rank; each answers the questions of its part of the videos.
 
-    Args:
-        config: what to evaluate.
-        world: the ranks; None for this process alone.
-
-    Raises:
-        AlproError: see `alpro_stream.errors`.
-    """
-    world = world or alone()
-    with opened(config, world) as data:
-        trained = data.trained
-        clips = [clip for clip in data.clips if clip.questions]
-        asked = [Asked(clip.key, *pair) for clip in clips for pair in zip(clip.questions, clip.answers, strict=True)]
-        truth_Q = true_answers(asked, trained.description.answers)
-        with world.all_or_none():
-            model = _check(trained, data, truth_Q, asked)
-        world.stage.enter("the questions")
-        ends = list(accumulate(len(clip.questions) for clip in clips))
-        # Every rank fills in its own, and the sum is the whole.
-        predicted_Q = torch.zeros(len(asked), dtype=torch.int64, device=world.device)
-        with world.all_or_none("the answers of all ranks"), encoding(config, trained, world) as how:
-            own = range(world.rank, len(clips), world.size)
-            rows = [row for number in own for row in range(ends[number] - len(clips[number].questions), ends[number])]
-            if rows:
-                names = trained.description.answers
-                predicted_Q[rows] = answer_questions(model, [clips[n] for n in own], names, how, config.aggregation)
+def _answer(config: AnswerEvaluateConfig, data: Opened, world: World) -> Outcome:
+    """Each rank answers the questions of its part of the videos."""
+    trained, answers = data.trained, data.trained.description.answers
+    clips = [clip for clip in data.clips if clip.questions]
+    asked = [Asked(clip.key, *pair) for clip in clips for pair in zip(clip.questions, clip.answers, strict=True)]
+    truth_Q = true_answers(asked, answers)
+    with world.all_or_none():
+        model = _check(trained, data, truth_Q, asked)
+    world.stage.enter("the questions")
+    ends = list(accumulate(len(clip.questions) for clip in clips))
+    # Every rank fills in its own, and the sum is the whole.
+    predicted_Q = torch.zeros(len(asked), dtype=torch.int64, device=world.device)
+    with world.all_or_none("the answers of all ranks"), encoding(config, trained, world) as how:
+        own = range(world.rank, len(clips), world.size)
+        rows = [row for number in own for row in range(ends[number] - len(clips[number].questions), ends[number])]
+        if rows:
+            predicted_Q[rows] = answer_questions(model, [clips[n] for n in own], answers, how, config.aggregation)
     predicted_Q = world.sum(predicted_Q).cpu()
     type_Q = torch.tensor([QUESTION_TYPES.index(question_type(one.question)) for one in asked])
     accuracy = accuracy_by_type(predicted_Q, truth_Q, type_Q, QUESTION_TYPES)
-    answers = trained.description.answers
-    protocol = {
-        **of_frames(config, trained),
-        "answers": f"the likeliest of {sum(map(bool, answers))}",
-        "right": "the same text; capitals make no difference",
-        "unlisted_answers": "are never right",
-        "question_types": f"by the first word: {', '.join(QUESTION_TYPES)}",
-    }
-    always_first = 100 * float((truth_Q == 0).double().mean())
-    result = result_of(
-        config,
-        trained,
+    num_unlisted = int((truth_Q < 0).sum())
+    unlisted = f"of {len(asked)} questions: {num_unlisted} whose answer the model does not have; they count as wrong"
+    write = partial(_write_answers, asked=asked, given=[answers[n] for n in predicted_Q.tolist()], truth_Q=truth_Q)
+    return Outcome(
         metrics=_in_percent(accuracy),
-        protocol=protocol,
-        split=_split(data, asked, truth_Q, accuracy),
-        chance={"accuracy": always_first, "answer": answers[0]},
+        chance={
+            "accuracy": 100 * float((truth_Q == 0).double().mean()),
+            "answer": answers[0],
+            "by_type": {name: _most_frequent(asked, name) for name in QUESTION_TYPES},
+        },
+        protocol={
+            "answers": f"the likeliest of {sum(map(bool, answers))}",
+            "right": "the same text; capitals make no difference",
+            "unlisted_answers": "are never right",
+            "question_types": f"by the first word: {', '.join(QUESTION_TYPES)}",
+        },
+        split={
+            "digest": digest_of(sorted(asked)),
+            "num_videos": len({one.key for one in asked}),
+            "num_videos_without_questions": len(data.clips) - len(clips),
+            "num_questions": len(asked),
+            "num_by_type": accuracy.num_by_type,
+            "num_unlisted_answers": num_unlisted,
+        },
+        files={ANSWERS_FILE: write} if config.keep_answers else {},
+        warnings=[unlisted] if num_unlisted else [],
     )
-    with world.all_or_none("the files of rank 0"):
-        if world.is_first:
-            if num_unlisted := result["split"]["num_unlisted_answers"]:
-                told = "of %d questions: %d whose answer the model does not have; they count as wrong"
-                logger.warning(told, len(asked), num_unlisted)
-            if config.keep_answers:
-                _write_answers(config.out, asked, [answers[number] for number in predicted_Q.tolist()], truth_Q)
-            write_result(config.out, result)
-    return result
 
 
 def question_type(question: str) -> str:
     """By its first word, as the data sets' authors do; ``other`` where that is none of `QUESTION_TYPES`."""
     first = next(iter(same_text(question).split()), "").strip("?,'\"")
     return first if first in QUESTION_TYPES else "other"
+
+
+def _most_frequent(asked: Sequence[Asked], name: str) -> float | None:
+    """Percentage of the questions of a type that have the most frequent answer of it; None where there are none."""
+    counts = Counter(same_text(one.answer) for one in asked if question_type(one.question) == name)
+    return 100 * max(counts.values()) / counts.total() if counts else None
 
 
 def true_answers(asked: Sequence[Asked], answers: Sequence[str]) -> Tensor:
@@ -150,10 +177,10 @@ def answer_questions(
     device = next(model.parameters()).device
     is_named_A = torch.tensor([bool(answer) for answer in answers], device=device)
     predicted = []
-    for part in _parts(clips, max(1, how.batch_size // how.num_clips)):
+    for part in in_parts(clips, how.batch_size // how.num_clips, "videos with questions"):
         videos = embed_videos(model.dual, part, how.choice, how.decoder, how.batch_size, how.num_clips)
         pairs = [(row, question) for row, clip in enumerate(part) for question in clip.questions]
-        for some in _parts(pairs, max(1, how.batch_size // how.num_clips)):
+        for some in in_parts(pairs, how.batch_size // how.num_clips, "questions of these videos"):
             ids, mask = how.tokenizer([question for _, question in some], how.num_tokens)
             mask_BL = mask.to(device)
             text_BLD, _ = model.dual.encode_text(ids.to(device), mask_BL)
@@ -169,11 +196,6 @@ def answer_questions(
             logits_RA = aggregate(logits_RKA.transpose(1, 2), aggregation)
             predicted.append(logits_RA.masked_fill(~is_named_A, -torch.inf).argmax(dim=1))
     return torch.cat(predicted)
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _check(trained: Trained, data: Opened, truth_Q: Tensor, asked: Sequence[Asked]) -> AlproModel:
@@ -204,22 +226,7 @@ def _in_percent(accuracy: AnswerAccuracy) -> dict[str, Any]:
     return {"accuracy": 100 * accuracy.overall, "by_type": by_type}
 
 
-def _split(data: Opened, asked: Sequence[Asked], truth_Q: Tensor, accuracy: AnswerAccuracy) -> dict[str, Any]:
-    """What was asked, and to how much of it the model has the answer."""
-    return {
-        "digest": hashlib.sha256(json.dumps(sorted(asked)).encode()).hexdigest(),
-        "num_videos": len({one.key for one in asked}),
-        "num_videos_without_questions": sum(not clip.questions for clip in data.clips),
-        "num_questions": len(asked),
-        "num_by_type": accuracy.num_by_type,
-        "num_unlisted_answers": int((truth_Q < 0).sum()),
-        "sources": {source.name: source.content for source in data.sources},
-    }
-
-
-def _write_answers(directory: Path, asked: Sequence[Asked], given: Sequence[str], truth_Q: Tensor) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ANSWERS_FILE).open("w", encoding="utf-8") as file:
-        for one, answer, is_listed in zip(asked, given, (truth_Q >= 0).tolist(), strict=True):
-            line = {**one._asdict(), "given": answer, "listed": is_listed}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _write_answers(file: BinaryIO, asked: Sequence[Asked], given: Sequence[str], truth_Q: Tensor) -> None:
+    for one, answer, is_listed in zip(asked, given, (truth_Q >= 0).tolist(), strict=True):
+        line = {**one._asdict(), "given": answer, "listed": is_listed}
+        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8"))

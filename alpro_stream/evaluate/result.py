@@ -1,57 +1,98 @@
-"""`result.json`, which says by itself how it was made, and the scores beside it."""
+"""`result.json`, which says by itself how it was made, and the files beside it."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
-import numpy as np
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
-from alpro_stream.config import differences
+from alpro_stream.config import Config, differences, validate
 from alpro_stream.errors import ConfigError
-from alpro_stream.evaluate.queries import Queries
-from alpro_stream.evaluate.ranking import BothWays
+from alpro_stream.shards.storage import publish, remove_temporaries, temporary_beside
 
 RESULT_FILE = "result.json"
+SCORES_FILE = "scores.npz"
+ANSWERS_FILE = "answers.jsonl"
+SIDE_FILES = (SCORES_FILE, ANSWERS_FILE)
+"""All that an evaluation of any task may write beside its result: what another one left goes with its result."""
 
-Score = Literal["vtc", "vtm"]
+Write = Callable[[BinaryIO], object]
+"""Writes a whole file."""
 
-_TASKS = ("retrieval", "question_answering", "recognition")
+
+class ResultPart(Config):
+    """A part of a result: what is read of it, and whatever else was written."""
+
+    model_config = ConfigDict(extra="allow")
 
 
-def write_scores(
-    directory: Path, scores: Mapping[Score, BothWays[Tensor]], keys: Sequence[str], queries: Queries
-) -> None:
-    """Writes `scores.npz`: matrices of captions by videos under the name of the score, and what their rows are.
+class CheckpointOfResult(ResultPart):
+    """The weights that a result is of."""
 
-    Where re-ranking makes the two directions differ, that of videos to texts has a matrix of its own.
+    path: Path
+    weights_sha256: str
+
+
+class Split(ResultPart):
+    """The data that a result is of."""
+
+    digest: str
+    num_videos: int
+
+
+class Result(ResultPart):
+    """What `result.json` of any task holds; each task has a class that says what its figures are."""
+
+    task: str
+    metrics: Mapping[Any, Any] = Field(min_length=1)
+    protocol: dict[str, Any]
+    split: Split
+    checkpoint: CheckpointOfResult
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+def write_result(directory: Path, result: Mapping[str, Any], files: Mapping[str, Write]) -> None:
+    """Writes `result.json`, last of all: its presence says that the files beside it are its own, and whole.
+
+    Args:
+        directory: of the result; what an evaluation before wrote there is replaced or removed.
+        result: the content.
+        files: by name, of `SIDE_FILES`.
+
+    Raises:
+        OSError: a full disk, say; there is no result then.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {}
-    for name, both in scores.items():
-        arrays[name] = both.text_to_video.numpy()
-        if not both.text_to_video.equal(both.video_to_text):
-            arrays[f"{name}_video_to_text"] = both.video_to_text.numpy()
-    np.savez(
-        directory / "scores.npz",
-        keys=np.array(keys),
-        captions=np.array(queries.captions),
-        truth=queries.truth_C.numpy(),
-        **arrays,
-    )
+    for name in (RESULT_FILE, *SIDE_FILES):
+        (directory / name).unlink(missing_ok=True)
+    remove_temporaries(directory)
+    for name, write in files.items():
+        _write_whole(directory / name, write)
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    _write_whole(directory / RESULT_FILE, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_result(directory: Path, result: Mapping[str, Any]) -> None:
-    """Writes `result.json`, last of all: its presence says that the evaluation is whole."""
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".{RESULT_FILE}.partial"
-    aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.rename(directory / RESULT_FILE)
+def _write_whole(path: Path, write: Write) -> None:
+    aside = temporary_beside(path)
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, model: type[Result] = Result) -> dict[str, Any]:
     """Reads a `result.json`, or that of a folder.
+
+    Args:
+        path: of either.
+        model: what it must hold.
 
     Raises:
         ConfigError: there is none, or it is not one of `alpro evaluate`.
@@ -61,11 +102,7 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; give a {RESULT_FILE} of alpro evaluate") from error
-    needed = ("metrics", "protocol", "split", "checkpoint", "config", "versions")
-    missing = [name for name in needed if not isinstance(result, dict) or name not in result]
-    if missing or result.get("task") not in _TASKS:
-        why = f"has no {missing[0]}" if missing else f"is of task {result.get('task')}"
-        raise ConfigError(f"{file} is no result of an evaluation (it {why}); give one that alpro evaluate wrote")
+    validate(model, result, source=f"{file} is no whole result of alpro evaluate, make it again")
     return dict(result)
 
 
@@ -75,5 +112,12 @@ def unlike(result: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _of_substance(result: Mapping[str, Any]) -> dict[str, Any]:
-    weights = result["checkpoint"]["weights_sha256"]
-    return {**{name: result[name] for name in ("metrics", "protocol", "split")}, "weights_sha256": weights}
+    parts = {name: result[name] for name in ("metrics", "protocol", "split")}
+    # Whether the training data are there to compare with is none of the result.
+    parts["split"] = {name: value for name, value in parts["split"].items() if name != "num_trained_on"}
+    return {**parts, "weights_sha256": result["checkpoint"]["weights_sha256"]}
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain data, which are a split as a rule."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

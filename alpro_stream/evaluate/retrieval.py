@@ -3,32 +3,34 @@
 Legend: C captions, V videos.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from alpro_stream.errors import ConfigError
 from alpro_stream.evaluate.embed import StoredClip
 from alpro_stream.evaluate.features import Features, encode_share, load_features, save_features
-from alpro_stream.evaluate.opening import EvaluationConfig, Opened, alone, encoding, of_frames, opened, result_of
+from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
 from alpro_stream.evaluate.queries import (
     CaptionUse,
-    OddCaptions,
     Queries,
     captions_per_video,
+    different_texts,
     odd_captions,
     queries_of,
     split_digest,
 )
-from alpro_stream.evaluate.ranking import chance_text_to_video, metrics_both_ways
-from alpro_stream.evaluate.result import Score, write_result, write_scores
-from alpro_stream.evaluate.scoring import Scoring, score_all
+from alpro_stream.evaluate.ranking import BothWays, RetrievalMetrics, chance_text_to_video, metrics_both_ways
+from alpro_stream.evaluate.result import SCORES_FILE, Result, Split, digest_of
+from alpro_stream.evaluate.runner import Outcome, run_task
+from alpro_stream.evaluate.scoring import Score, Scoring, score_all
 from alpro_stream.stream.decode import decoder_name
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained
@@ -36,7 +38,7 @@ from alpro_stream.train.restore import Trained
 logger = logging.getLogger(__name__)
 
 
-class EvaluateConfig(EvaluationConfig):
+class RetrievalConfig(EvaluationConfig):
     """Retrieval over the videos and captions of some data sets; docs/evaluation.md."""
 
     task: Literal["retrieval"] = "retrieval"
@@ -66,25 +68,34 @@ class EvaluateConfig(EvaluationConfig):
         return self
 
 
-def evaluate(config: EvaluateConfig, world: World | None = None) -> dict[str, Any]:
-    """Scores, ranks and writes `result.json` and `scores.npz`; returns what result.json holds. Called on every rank.
+class RetrievalSplit(Split):
+    """What was asked for, and what there was to choose from."""
 
-    Args:
-        config: what to evaluate.
-        world: the ranks; None for this process alone.
+    num_captions: int
 
-    Raises:
-        AlproError: see `alpro_stream.errors`.
-    """
-    world = world or alone()
-    with opened(config, world) as data:
-        clips, trained = data.clips, data.trained
-        with world.all_or_none():
-            queries = queries_of(clips, config.captions)
-            _check(config, trained, len(clips), len(queries.captions))
-        world.stage.enter("the encoders")
-        with world.all_or_none("the features of all ranks"):
-            features = _features(config, trained, clips, queries, world)
+
+class RetrievalResult(Result):
+    """What `result.json` of this task holds."""
+
+    metrics: dict[Score, BothWays[RetrievalMetrics]] = Field(min_length=1)
+    chance: RetrievalMetrics
+    split: RetrievalSplit
+
+
+def evaluate(config: RetrievalConfig, world: World | None = None) -> dict[str, Any]:
+    """Scores, ranks and writes `result.json` and `scores.npz`; see `run_task`."""
+    return run_task(_retrieve, config, world)
+
+
+def _retrieve(config: RetrievalConfig, data: Opened, world: World) -> Outcome:
+    clips, trained = data.clips, data.trained
+    with world.all_or_none():
+        queries = queries_of(clips, config.captions)
+        _check(config, trained, len(clips), len(queries.captions))
+        different = different_texts(queries.captions, trained.tokenizer, config.num_tokens)
+    world.stage.enter("the encoders")
+    with world.all_or_none("the features of all ranks"):
+        features = _features(config, trained, clips, different.texts, world)
     world.stage.enter("the scores of all pairs")
     scoring = Scoring(
         config.scores,
@@ -94,55 +105,42 @@ def evaluate(config: EvaluateConfig, world: World | None = None) -> dict[str, An
         config.aggregation,
         config.batch_size,
     )
-    scores = score_all(trained.model, features, len(queries.captions), len(clips), scoring, world)
-    metrics = {name: metrics_both_ways(both, queries.truth_C) for name, both in scores.items()}
+    scores = score_all(trained.model, features, different.text_C, len(clips), scoring, world)
+    metrics: dict[str, Any] = {name: asdict(metrics_both_ways(both, queries.truth_C)) for name, both in scores.items()}
     odd = odd_captions(queries.captions, trained.tokenizer, config.num_tokens or trained.description.num_tokens)
-    result = result_of(
-        config,
-        trained,
-        metrics={name: asdict(both) for name, both in metrics.items()},
-        protocol=_protocol(config, trained),
-        split=_split(config, data, queries, odd),
+    odd_remark = f"of {len(queries.captions)} captions: {odd}; all of them are queries"
+    write = partial(_write_scores, scores=scores, keys=[clip.key for clip in clips], queries=queries)
+    return Outcome(
+        metrics=metrics,
         chance=asdict(chance_text_to_video(len(clips))),
+        protocol=_protocol(config),
+        split={
+            "digest": split_digest(clips, config.captions),
+            "num_videos": len(clips),
+            "num_captions": len(queries.captions),
+            "captions_per_video": captions_per_video(queries, len(clips)),
+            "captions_of_several_videos": different.num_of_several(queries.truth_C),
+            "odd_captions": asdict(odd),
+        },
+        files={SCORES_FILE: write} if config.keep_scores else {},
+        warnings=[odd_remark] if str(odd) else [],
     )
-    with world.all_or_none("the files of rank 0"):
-        if world.is_first:
-            if str(odd):
-                logger.warning("of %d captions: %s; all of them are queries", len(queries.captions), odd)
-            if config.keep_scores:
-                write_scores(config.out, scores, [clip.key for clip in clips], queries)
-            write_result(config.out, result)
-    return result
 
 
-def _split(config: EvaluateConfig, data: Opened, queries: Queries, odd: OddCaptions) -> dict[str, Any]:
-    """What was asked for, and what there was to choose from."""
-    clips = data.clips
-    return {
-        "digest": split_digest(clips, config.captions),
-        "num_videos": len(clips),
-        "num_captions": len(queries.captions),
-        "captions_per_video": captions_per_video(queries, len(clips)),
-        "odd_captions": asdict(odd),
-        "sources": {source.name: source.content for source in data.sources},
-    }
-
-
-def _protocol(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
-    """All that decides what the figures mean, and is neither the model nor the data."""
+def _protocol(config: RetrievalConfig) -> dict[str, Any]:
     return {
         "captions": config.captions,
         "text_to_video": "every caption is a query for its video",
         "video_to_text": "every video with a caption is a query; the rank is that of its best caption",
+        "equal_captions": "have equal scores; that of another video counts against the right answer",
         "ties": "count against the right answer",
-        **of_frames(config, trained),
         "mode": config.mode if "vtm" in config.scores else None,
         "top_k": config.top_k if config.mode == "rerank" else None,
         "dual_softmax": config.dual_softmax,
     }
 
 
-def _check(config: EvaluateConfig, trained: Trained, num_videos: int, num_captions: int) -> None:
+def _check(config: RetrievalConfig, trained: Trained, num_videos: int, num_captions: int) -> None:
     """Refuses in the first seconds what would fail after hours."""
     task, path = trained.description.task, trained.path
     if task == "question_answering":
@@ -151,7 +149,8 @@ def _check(config: EvaluateConfig, trained: Trained, num_videos: int, num_captio
             "checkpoint to one of task pretrain or retrieval"
         )
     if "vtm" in config.scores and task == "prompter":
-        raise ConfigError(f"{path} is a prompter: it has no matching head; set scores=[vtc]")
+        remedy = "scores=[vtc] mode=exact" if config.mode == "rerank" else "scores=[vtc]"
+        raise ConfigError(f"{path} is a prompter: it has no matching head; set {remedy}")
     if config.mode == "rerank" and config.top_k > (fewer := min(num_videos, num_captions)):
         raise ConfigError(
             f"top_k={config.top_k} is more than there is to choose from: {num_videos} videos, {num_captions} captions. "
@@ -159,22 +158,40 @@ def _check(config: EvaluateConfig, trained: Trained, num_videos: int, num_captio
         )
 
 
+def _write_scores(
+    file: BinaryIO, scores: Mapping[Score, BothWays[Tensor]], keys: Sequence[str], queries: Queries
+) -> None:
+    """Matrices of captions by videos under the name of the score, and what their rows are.
+
+    Where re-ranking makes the two directions differ, that of videos to texts has a matrix of its own.
+    """
+    arrays: dict[str, Any] = {}
+    for name, both in scores.items():
+        arrays[name] = both.text_to_video.numpy()
+        if not both.text_to_video.equal(both.video_to_text):
+            arrays[f"{name}_video_to_text"] = both.video_to_text.numpy()
+    captions, truth = np.array(queries.captions), queries.truth_C.numpy()
+    np.savez(file, keys=np.array(keys), captions=captions, truth=truth, **arrays)
+
+
 def _features(
-    config: EvaluateConfig, trained: Trained, clips: Sequence[StoredClip], queries: Queries, world: World
+    config: RetrievalConfig, trained: Trained, clips: Sequence[StoredClip], texts: Sequence[str], world: World
 ) -> Features:
     """Of this rank, from the cache where they are in it."""
-    path = _cache_file(config, trained, clips, world)
+    path = _cache_file(config, trained, clips, texts, world)
     if path and path.is_file():
         logger.info("features as of %s", path)
         return load_features(path, world.device)
     with encoding(config, trained, world) as how:
-        features = encode_share(trained.dual, clips, queries.captions, how, world)
+        features = encode_share(trained.dual, clips, texts, how, world)
     if path:
         save_features(features, path)
     return features
 
 
-def _cache_file(config: EvaluateConfig, trained: Trained, clips: Sequence[StoredClip], world: World) -> Path | None:
+def _cache_file(
+    config: RetrievalConfig, trained: Trained, clips: Sequence[StoredClip], texts: Sequence[str], world: World
+) -> Path | None:
     """Named after all that decides what the encoders give, so that a file is never of something else."""
     if config.cache_dir is None:
         return None
@@ -183,8 +200,7 @@ def _cache_file(config: EvaluateConfig, trained: Trained, clips: Sequence[Stored
         "tokenizer": trained.tokenizer.digest,
         "items": [(clip.source.content, clip.shard, clip.slot) for clip in clips],
         "frames": [trained.dual.config.video.num_frames, config.num_clips, config.video.model_dump(mode="json")],
-        "texts": [config.captions, config.num_tokens or trained.description.num_tokens],
+        "texts": [texts, config.num_tokens or trained.description.num_tokens],
         "decoder": decoder_name(config.decode),
     }
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return config.cache_dir / f"features-{digest[:16]}-rank{world.rank}of{world.size}.safetensors"
+    return config.cache_dir / f"features-{digest_of(what)[:16]}-rank{world.rank}of{world.size}.safetensors"

@@ -1,6 +1,10 @@
-"""Scores of every caption with every video, from what the ranks have encoded. Legend: C captions, V videos."""
+"""Scores of every caption with every video, from what the ranks have encoded.
+
+Legend: C captions, U texts that differ, V videos.
+"""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +16,10 @@ from alpro_stream.evaluate.features import Features, of_all_ranks, own_share, si
 from alpro_stream.evaluate.matching import match_odds
 from alpro_stream.evaluate.ranking import BothWays
 from alpro_stream.evaluate.rerank import best_candidates, reranked
-from alpro_stream.evaluate.result import Score
 from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.train.distributed import World
+
+Score = Literal["vtc", "vtm"]
 
 
 @dataclass(frozen=True)
@@ -39,53 +44,61 @@ class Scoring:
 
 
 def score_all(
-    model: AlproModel | DualEncoder, features: Features, num_captions: int, num_videos: int, how: Scoring, world: World
+    model: AlproModel | DualEncoder,
+    features: Features,
+    text_C: Tensor,
+    num_videos: int,
+    how: Scoring,
+    world: World,
 ) -> dict[Score, BothWays[Tensor]]:
     """Scores by name, on the CPU; all ranks must ask, and all get them.
 
     Args:
         model: with a matching head, for VTM.
-        features: of this rank.
-        num_captions: C, of all ranks.
+        features: of this rank: its videos, and its part of the U texts.
+        text_C: which of the texts of all ranks a caption is.
         num_videos: V, of all ranks.
         how: which scores.
-        world: the ranks; each fuses the captions that it has encoded with the videos of all.
+        world: the ranks; each fuses the texts that it has encoded with the videos of all.
     """
     dual = model.dual if isinstance(model, AlproModel) else model
     temperature = dual.temperature().item()
-    vtc_CV = similarities(features, num_captions, num_videos, world, how.num_clips, how.aggregation, temperature)
+    num_texts = int(text_C.max()) + 1
+    vtc_UV = similarities(features, num_texts, num_videos, world, how.num_clips, how.aggregation, temperature)
+    text_C = text_C.to(vtc_UV.device)
+    vtc_CV = vtc_UV[text_C]
     scores: dict[Score, BothWays[Tensor]] = {}
     if "vtc" in how.scores:
         scores["vtc"] = _in_both(dual_softmax(vtc_CV.double() / temperature) if how.dual_softmax else vtc_CV)
     if "vtm" in how.scores:
-        scores["vtm"] = _matching(model, features, vtc_CV, how, world)
+        scores["vtm"] = _matching(model, features, vtc_CV, text_C, how, world)
     return {name: BothWays(both.text_to_video.cpu(), both.video_to_text.cpu()) for name, both in scores.items()}
 
 
 def _matching(
-    model: AlproModel | DualEncoder, features: Features, vtc_CV: Tensor, how: Scoring, world: World
+    model: AlproModel | DualEncoder, features: Features, vtc_CV: Tensor, text_C: Tensor, how: Scoring, world: World
 ) -> BothWays[Tensor]:
     """VTM of all pairs, or of those that VTC finds best."""
     if not isinstance(model, AlproModel):
         raise ConfigError("a prompter has no matching head; leave vtm out of scores")
-    num_captions, num_videos = vtc_CV.shape
-    wanted = _in_both(torch.ones_like(vtc_CV, dtype=torch.bool))
+    num_texts, num_videos = int(text_C.max()) + 1, vtc_CV.shape[1]
+    wanted_UV = torch.ones(num_texts, num_videos, dtype=torch.bool, device=vtc_CV.device)
     if how.top_k is not None:
-        wanted = BothWays(best_candidates(vtc_CV, how.top_k), best_candidates(vtc_CV.T, how.top_k).T)
-    own = torch.tensor(own_share(range(num_captions), world), device=vtc_CV.device)
-    wanted_CV = (wanted.text_to_video | wanted.video_to_text)[own]
+        best = BothWays(best_candidates(vtc_CV, how.top_k), best_candidates(vtc_CV.T, how.top_k).T)
+        caption, video = (best.text_to_video | best.video_to_text).nonzero().unbind(dim=1)
+        wanted_UV.fill_(False)[text_C[caption], video] = True
+    own = torch.tensor(own_share(range(num_texts), world), device=vtc_CV.device)
     videos = replace(features.videos, tokens_VND=of_all_ranks(features.videos.tokens_VND, num_videos, world))
     with world.all_or_none("the pairs of all ranks"):
-        own_odds_CV = match_odds(
-            model, features.texts, videos, wanted_CV, how.batch_size, how.num_clips, how.aggregation
+        own_odds_UV = match_odds(
+            model, features.texts, videos, wanted_UV[own], how.batch_size, how.num_clips, how.aggregation
         )
-    odds_CV = of_all_ranks(own_odds_CV, num_captions, world)
+    odds_UV = of_all_ranks(own_odds_UV, num_texts, world)
+    # Before the texts become captions: what sigmoid gives can depend on the place in a matrix, by its last digit.
+    match_CV = odds_UV.sigmoid()[text_C]
     if how.top_k is not None:
-        match_CV = odds_CV.sigmoid()
-        return BothWays(
-            reranked(vtc_CV, match_CV, wanted.text_to_video), reranked(vtc_CV, match_CV, wanted.video_to_text)
-        )
-    return _in_both(dual_softmax(odds_CV) if how.dual_softmax else odds_CV.sigmoid())
+        return BothWays(reranked(vtc_CV, match_CV, best.text_to_video), reranked(vtc_CV, match_CV, best.video_to_text))
+    return _in_both(dual_softmax(odds_UV[text_C]) if how.dual_softmax else match_CV)
 
 
 def _in_both(scores_CV: Tensor) -> BothWays[Tensor]:

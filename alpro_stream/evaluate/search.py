@@ -7,8 +7,9 @@ import torch
 
 from alpro_stream.errors import CheckpointError, ConfigError
 from alpro_stream.evaluate.embed import TextEmbeddings, embed_texts
-from alpro_stream.evaluate.index import Index, IndexRow
+from alpro_stream.evaluate.index import Index
 from alpro_stream.evaluate.index_clips import IndexClips
+from alpro_stream.evaluate.index_files import IndexRow
 from alpro_stream.evaluate.matching import matching_scores
 from alpro_stream.evaluate.nearest import FaissIndex, nearest
 from alpro_stream.model.alpro import AlproModel
@@ -116,16 +117,26 @@ def open_searcher(
         ShardError: the index, or the data sets of its clips, are damaged or not there.
     """
     index = Index(directory)
-    folder, _, digest = describe_prompter(model)
-    if digest != index.description.weights_sha256:
-        raise CheckpointError(
-            f"{directory} was made by {index.description.checkpoint} with weights {index.description.weights_sha256}, "
-            f"and {folder} has weights {digest}: give --model the former, or embed with the latter into another folder"
-        )
-    trained = load_trained(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trained = load_trained(model_of_index(index, model), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if needs_match:
         model_that_matches(trained)
     return Searcher(index, trained, IndexClips(index) if needs_clips or needs_match else None, use_faiss)
+
+
+def model_of_index(index: Index, model: Path) -> Path:
+    """The folder of a model that is the one of an index.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    folder, _, digest = describe_prompter(model)
+    known = index.description
+    if digest != known.weights_sha256:
+        raise CheckpointError(
+            f"{index.directory} was made by {known.checkpoint} with weights {known.weights_sha256}, and {folder} has "
+            f"weights {digest}: name the former (--model), or embed with the latter into another folder"
+        )
+    return folder
 
 
 def model_that_matches(model: LoadedModel) -> AlproModel:

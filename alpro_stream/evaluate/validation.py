@@ -16,9 +16,11 @@ from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError, PlanError, SampleError
 from alpro_stream.evaluate.embed import StoredClip, evenly_spread, pixels_of, stored_clips
 from alpro_stream.evaluate.features import Encoding, encode_share, similarities
-from alpro_stream.evaluate.queries import queries_of
+from alpro_stream.evaluate.overlap import keys_of, num_shared
+from alpro_stream.evaluate.queries import different_texts, queries_of
 from alpro_stream.evaluate.ranking import BothWays, metrics_both_ways
 from alpro_stream.losses.objective import SoftLabels
+from alpro_stream.manifest.places import is_address
 from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.model.video_encoder import VideoEncoderConfig
 from alpro_stream.stream.clips import ClipDecoder, build_clip_decoder
@@ -26,7 +28,7 @@ from alpro_stream.stream.config import StreamConfig, make_plan
 from alpro_stream.stream.isolated import FrameChoice
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.plan import Plan, lanes_of_rank
-from alpro_stream.stream.sources import SourceConfig, closing_storage, open_sources
+from alpro_stream.stream.sources import Source, SourceConfig, closing_storage, open_sources
 from alpro_stream.stream.text import Tokenizer
 from alpro_stream.train.distributed import World
 from alpro_stream.train.engine import Engine
@@ -124,8 +126,9 @@ class Validator:
         how = Encoding(choice, decoder, self.tokenizer, self.config.batch_size)
         with self.world.all_or_none("the held-out clips of all ranks"), self.engine.evaluating(whole=True):
             queries = queries_of(self.clips)
-            features = encode_share(encoder, self.clips, queries.captions, how, self.world)
-        scores_CV = similarities(features, len(queries.captions), len(self.clips), self.world).cpu()
+            different = different_texts(queries.captions, self.tokenizer)
+            features = encode_share(encoder, self.clips, different.texts, how, self.world)
+        scores_CV = similarities(features, len(different.texts), len(self.clips), self.world).cpu()[different.text_C]
         metrics = metrics_both_ways(BothWays(scores_CV, scores_CV), queries.truth_C)
         figures: dict[str, float] = {}
         for direction, found in vars(metrics).items():
@@ -161,12 +164,15 @@ def open_validation(
         AlproError: the data cannot be opened, or are too few.
     """
     unit = "question" if stream.unit == "question" else "clip"
+    trained_on = stream.sources
     changes = {"sources": config.sources, "augment": "none", "crop_only_probability": 0.0, "unit": unit}
     stream = stream.model_copy(update=changes)
     storage = stack.enter_context(closing_storage(stream.sources, stream.cache, stream.fetch))
     sources = open_sources(stream.sources, stream.unit, storage)
     for source in sources:
         stack.callback(source.reader.close)
+    if world.is_first:
+        warn_of_known(sources, trained_on)
     max_frames = max(stream.global_batch // world.size, config.batch_size) * video.num_frames
     device_id = world.local_rank if world.device.type == "cuda" else None
     decoder = build_clip_decoder(stream.decode, video.image_size, max_frames, device_id)
@@ -187,6 +193,14 @@ def open_validation(
         return Validator(config.every, config, maker, plan, found, engine, step, world, tokenizer, num_entities)
 
     return with_engine
+
+
+def warn_of_known(sources: Sequence[Source], trained_on: Sequence[SourceConfig]) -> None:
+    """Says which share of the held-out samples is not held out."""
+    keys = {key for source in sources if not is_address(source.reader.place) for key in keys_of(source)}
+    if num_known := num_shared(keys, trained_on):
+        told = "validation: %d of the %d samples of its data sets are trained on, and say nothing of others"
+        logger.warning(told, num_known, len(keys))
 
 
 def readable(

@@ -4,30 +4,29 @@ Radford et al., ICML 2021, section 3.1: a class is the mean of its features over
 of the prompter (`alpro_stream.prompter.prompts`). Legend: V videos, K clips of one, C classes, E projection.
 """
 
-import hashlib
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from alpro_stream.errors import ConfigError, DataError
 from alpro_stream.evaluate.aggregate import Aggregation, aggregate
 from alpro_stream.evaluate.embed import StoredClip, embed_videos
 from alpro_stream.evaluate.features import Encoding, of_all_ranks, own_share
-from alpro_stream.evaluate.opening import EvaluationConfig, Opened, alone, encoding, of_frames, opened, result_of
-from alpro_stream.evaluate.result import write_result
+from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
+from alpro_stream.evaluate.progress import in_parts
+from alpro_stream.evaluate.queries import captions_of
+from alpro_stream.evaluate.result import Result, Split, digest_of
+from alpro_stream.evaluate.runner import Outcome, run_task
 from alpro_stream.evaluate.words import load_words
 from alpro_stream.prompter.bank import build_bank
 from alpro_stream.prompter.prompts import PROMPT_TOKENS, templates
 from alpro_stream.stream.units import same_text
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained
-
-logger = logging.getLogger(__name__)
 
 _TOP = (1, 5)
 
@@ -42,48 +41,57 @@ class RecognitionConfig(EvaluationConfig):
     that the data sets have."""
 
 
+class RecognitionSplit(Split):
+    """What was shown, and of how many classes."""
+
+    num_classes: int
+    num_unlisted_classes: int
+
+
+class RecognitionResult(Result):
+    """What `result.json` of this task holds."""
+
+    metrics: dict[str, float] = Field(min_length=1)
+    chance: dict[str, float]
+    split: RecognitionSplit
+
+
 def recognise(config: RecognitionConfig, world: World | None = None) -> dict[str, Any]:
-    """Recognises, counts and writes `result.json`; returns what it holds. Called on every rank.
+    """Recognises, counts and writes `result.json`; see `run_task`."""
+    return run_task(_recognise, config, world)
 
-    Args:
-        config: what to evaluate.
-        world: the ranks; None for this process alone.
 
-    Raises:
-        AlproError: see `alpro_stream.errors`.
-    """
-    world = world or alone()
-    with opened(config, world) as data:
-        trained, clips = data.trained, data.clips
-        with world.all_or_none():
-            classes = _classes(config.classes, clips)
-            truth_V = true_classes(clips, classes)
-            _check(config, trained, truth_V, classes)
-        world.stage.enter("the videos")
-        with world.all_or_none("the videos of all ranks"), encoding(config, trained, world) as how:
-            own_scores_VC = class_scores(trained, own_share(clips, world), classes, how, config.aggregation)
+def _recognise(config: RecognitionConfig, data: Opened, world: World) -> Outcome:
+    """Each rank looks at its part of the videos."""
+    trained, clips = data.trained, [clip for clip in data.clips if captions_of(clip)]
+    with world.all_or_none():
+        classes = _classes(config.classes, clips)
+        truth_V = true_classes(clips, classes)
+        _check(config, data, truth_V, classes)
+    world.stage.enter("the videos")
+    with world.all_or_none("the videos of all ranks"), encoding(config, trained, world) as how:
+        own_scores_VC = class_scores(trained, own_share(clips, world), classes, how, config.aggregation)
     scores_VC = of_all_ranks(own_scores_VC, len(clips), world).cpu()
-    num_unknown = int((truth_V < 0).sum())
-    if num_unknown and world.is_first:
-        logger.warning("of %d videos: %d whose class is not in the list; they count as wrong", len(clips), num_unknown)
-    result = result_of(
-        config,
-        trained,
+    num_unlisted = int((truth_V < 0).sum())
+    unlisted = f"of {len(clips)} videos: {num_unlisted} whose class is not in the list; they count as wrong"
+    return Outcome(
         metrics={f"top_{k}": share_in_top(scores_VC, truth_V, k) for k in _TOP},
+        chance={f"top_{k}": 100 * min(1.0, k / len(classes)) for k in _TOP},
         protocol={
-            **of_frames(config, trained),
             "num_tokens": PROMPT_TOKENS,
             "classes": len(classes),
             "prompts": {kind: list(templates(kind)) for kind in sorted({clip.source.kind for clip in clips})},
             "ties": "count against the right class",
         },
-        split=_split(data, clips, classes, num_unknown),
-        chance={f"top_{k}": 100 * min(1.0, k / len(classes)) for k in _TOP},
+        split={
+            "digest": digest_of([sorted([clip.key, class_of(clip)] for clip in clips), list(classes)]),
+            "num_videos": len(clips),
+            "num_videos_without_class": len(data.clips) - len(clips),
+            "num_classes": len(classes),
+            "num_unlisted_classes": num_unlisted,
+        },
+        warnings=[unlisted] if num_unlisted else [],
     )
-    with world.all_or_none("the files of rank 0"):
-        if world.is_first:
-            write_result(config.out, result)
-    return result
 
 
 @torch.inference_mode()
@@ -110,8 +118,7 @@ def class_scores(
     kinds = {clip.source.kind for clip in clips}
     class_CE = {kind: build_bank(dual, trained.tokenizer, classes, kind) for kind in kinds}
     rows = []
-    for start in range(0, len(clips), how.batch_size):  # so that the tokens of few videos are held
-        part = clips[start : start + how.batch_size]
+    for part in in_parts(clips, how.batch_size // how.num_clips, "videos"):  # so that the tokens of few are held
         feature_KE = embed_videos(dual, part, how.choice, how.decoder, how.batch_size, how.num_clips).feature_VE
         for clip, clip_KE in zip(part, torch.split(feature_KE, how.num_clips), strict=True):
             logits_KC = clip_KE @ class_CE[clip.source.kind].T / dual.temperature()
@@ -129,19 +136,29 @@ def share_in_top(scores_VC: Tensor, truth_V: Tensor, k: int) -> float:
 def true_classes(clips: Sequence[StoredClip], classes: Sequence[str]) -> Tensor:
     """Number of the class of each video, (V,); -1 where the list does not have it."""
     numbers = {same_text(name): number for number, name in enumerate(classes)}
-    return torch.tensor([numbers.get(same_text(clip.captions[0]), -1) for clip in clips])
+    return torch.tensor([numbers.get(same_text(class_of(clip)), -1) for clip in clips])
+
+
+def class_of(clip: StoredClip) -> str:
+    """Its first caption."""
+    return captions_of(clip)[0]
 
 
 def _classes(path: Path | None, clips: Sequence[StoredClip]) -> list[str]:
-    return load_words(path) if path else sorted({same_text(clip.captions[0]) for clip in clips})
+    return load_words(path) if path else sorted({same_text(class_of(clip)) for clip in clips})
 
 
-def _check(config: RecognitionConfig, trained: Trained, truth_V: Tensor, classes: Sequence[str]) -> None:
+def _check(config: RecognitionConfig, data: Opened, truth_V: Tensor, classes: Sequence[str]) -> None:
     """Refuses in the first seconds what would say nothing."""
-    if trained.description.task == "question_answering":
+    if data.trained.description.task == "question_answering":
         raise ConfigError(
-            f"{trained.path} was trained to answer questions: its features are not trained. Set checkpoint to one of "
-            "task prompter, pretrain or retrieval"
+            f"{data.trained.path} was trained to answer questions: its features are not trained. Set checkpoint to one "
+            "of task prompter, pretrain or retrieval"
+        )
+    if not len(truth_V):
+        raise DataError(
+            f"{len(data.clips)} videos and images, and no caption (questions are none): the class of a video is its "
+            "first caption. Shard the split with them, or name other sources"
         )
     if len(classes) < 2:
         raise ConfigError(f"{config.classes or 'the data set'} has {len(classes)} class: nothing to choose from")
@@ -150,14 +167,3 @@ def _check(config: RecognitionConfig, trained: Trained, truth_V: Tensor, classes
             f"none of the {len(truth_V)} videos is of a class of {config.classes}: the class of a video is its first "
             "caption. Correct the list, or set classes=null"
         )
-
-
-def _split(data: Opened, clips: Sequence[StoredClip], classes: Sequence[str], num_unknown: int) -> dict[str, Any]:
-    rows = sorted([clip.key, clip.captions[0]] for clip in clips)
-    return {
-        "digest": hashlib.sha256(json.dumps([rows, list(classes)]).encode()).hexdigest(),
-        "num_videos": len(clips),
-        "num_classes": len(classes),
-        "num_unlisted_classes": num_unknown,
-        "sources": {source.name: source.content for source in data.sources},
-    }

@@ -1,6 +1,8 @@
 """Pages: plain data in, one self-contained file out."""
 
+from alpro_stream.pages.ablation_page import AblationPage, SpreadPlot, SpreadRow, TextTable
 from alpro_stream.pages.render import (
+    render_ablation,
     render_dataset_card,
     render_report,
     render_run_report,
@@ -42,6 +44,7 @@ from alpro_stream.pages.shard_report import (
 )
 
 __all__ = [
+    "AblationPage",
     "Box",
     "ClipExample",
     "Command",
@@ -68,9 +71,13 @@ __all__ = [
     "SearchPage",
     "ShardReportData",
     "SplitCounts",
+    "SpreadPlot",
+    "SpreadRow",
     "StageTime",
+    "TextTable",
     "TrainingNumbers",
     "WorkerRate",
+    "render_ablation",
     "render_dataset_card",
     "render_report",
     "render_run_report",

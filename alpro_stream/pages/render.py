@@ -5,7 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from alpro_stream.pages import histograms, markdown, numbers, pictures, plots
+from alpro_stream.pages import histograms, markdown, numbers, pictures, plots, spreads
+from alpro_stream.pages.ablation_page import AblationPage
 from alpro_stream.pages.report import ReportData
 from alpro_stream.pages.run_report import RunReportData
 from alpro_stream.pages.search_page import SearchPage
@@ -34,6 +35,11 @@ def render_run_report(report: RunReportData) -> str:
         MediaError: a picture that is neither JPEG nor PNG.
     """
     return _render(_html(), "run_report.html.j2", report=report)
+
+
+def render_ablation(page: AblationPage) -> str:
+    """The page of an ablation as one HTML file that asks for nothing else. All text of the page is escaped."""
+    return _render(_html(), "ablation.html.j2", page=page)
 
 
 def render_search(page: SearchPage) -> str:
@@ -82,6 +88,7 @@ def _html() -> Environment:
         chance_level=numbers.chance_level,
         loss_plot=plots.loss_plot,
         histogram_plot=histograms.histogram_plot,
+        spread_plot=spreads.spread_plot,
         finite=plots.finite,
         max_reasons=_MOST_REASONS,
     )

@@ -30,7 +30,9 @@ class SearchHit:
     match: float | None
     """Probability of a match (VTM), 0 to 1; None where it was not asked for."""
     frames: tuple[SearchFrame, ...]
-    """In time order."""
+    """In time order; of a clip that can be played the first is enough."""
+    clip: bytes = b""
+    """A WebM file of it, which goes into the page; empty where nothing is to be played."""
     note: str = ""
     """Why there are no frames."""
 

@@ -121,6 +121,11 @@ class Tokenizer:
         special_BL = self._is_special[ids_BL]
         return mask_tokens(ids_BL, special_BL, uniform_BL3, probability, self.mask_id, self.vocab_size)
 
+    def token_of(self, word: str) -> int | None:
+        """The id of a word that is one token; None where it is several, or unknown."""
+        ids = self._tokenizer.encode(word, add_special_tokens=False)
+        return int(ids[0]) if len(ids) == 1 and not self._is_special[ids[0]] else None
+
     def save(self, directory: Path) -> None:
         """Writes the tokenizer so that its directory can be given as the source."""
         self._tokenizer.save_pretrained(str(directory))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,20 @@ class Caller:
     versions: Mapping[str, str]
     token: str = ""
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Caller":
+        """As it was sent; another version of this package may say more."""
+        return cls(values["host"], values["versions"], values["token"])
+
 
 def describe_absent(there: Mapping[int, Caller], num_ranks: int, timeout_s: float) -> str:
     """Which ranks did not come, and where the others are."""
     absent = [rank for rank in range(num_ranks) if rank not in there]
     hosts = sorted({caller.host for caller in there.values()})
     return (
-        f"{in_words(absent)} of {num_ranks} did not come within train.timeout_s={timeout_s:g} s; there "
+        f"{in_words(absent)} of {num_ranks} did not come within {timeout_s:g} s; there "
         f"{'is' if len(there) == 1 else 'are'} {in_words(sorted(there))} on {', '.join(hosts)}. Look at what the "
-        "missing ones printed: they were not started, ended before, or cannot reach the first rank"
+        "missing ones printed: they were not started, ended or gave up before, or cannot reach the first rank"
     )
 
 

@@ -41,6 +41,7 @@ class World:
         device: where its tensors live.
         control: group for what ranks tell each other on their CPUs; None is the default group.
         timeout_s: longest wait for the others, for messages.
+        timeout_name: of the setting that it is; empty where nobody can set it.
         roll_call: finds out which rank is missing; None where nobody can be asked.
         stage: what this rank does now.
 
@@ -53,6 +54,7 @@ class World:
     device: torch.device
     control: dist.ProcessGroup | None = None
     timeout_s: float = 600.0
+    timeout_name: str = ""
     roll_call: RollCall | None = None
     stage: Stage = field(default_factory=Stage)
 
@@ -181,8 +183,8 @@ class World:
             self.stage.enter("the question which rank is missing")
             absent = self.roll_call.absent(self.rank) if self.roll_call else ""
             cause = absent or (
-                f"another rank was ended, or took longer than train.timeout_s={self.timeout_s:g}. If none of them says "
-                "why, raise train.timeout_s"
+                f"another rank was ended, or took longer than {self.timeout_s:g} s"
+                f"{f'. If none of them says why, raise {self.timeout_name}' if self.timeout_name else ''}"
             )
             raise RankError(
                 f"rank {self.rank} of {self.size} waited {waited:.0f} s for {what} at {at}, in vain: {cause} "
@@ -197,6 +199,7 @@ def join_world(
     versions: Mapping[str, str] = MappingProxyType({}),
     run: str = "a run",
     since: float | None = None,
+    timeout_name: str = "",
 ) -> World:
     """Joins the process group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
@@ -208,6 +211,7 @@ def join_world(
         versions: of what must be the same on all ranks, by name.
         run: what tells this run from others that may have the same port, in words; equal on all its ranks.
         since: when this process began to wait for them, by `time.monotonic`; None is now.
+        timeout_name: of the setting that `timeout_s` is; empty where nobody can set it.
 
     Raises:
         ConfigError: some of the variables are set and some are missing; versions differ.
@@ -246,7 +250,8 @@ def join_world(
             f"GLOO_SOCKET_IFNAME={os.environ.get('GLOO_SOCKET_IFNAME', '')} is not the interface between the machines "
             f"({str(error).partition(chr(10))[0]})"
         ) from error
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, control, timeout_s, roll_call, stage)
+    size = dist.get_world_size()
+    return World(dist.get_rank(), local_rank, size, device, control, timeout_s, timeout_name, roll_call, stage)
 
 
 def _limit_groups(timeout_s: float) -> None:

@@ -9,27 +9,30 @@ import json
 import os
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from queue import Empty, Queue
 
-from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store  # type: ignore[attr-defined]
 
 from alpro_stream.errors import AlproError, ConfigError, OtherRankError, RankError, TakenError
 from alpro_stream.train.callers import Caller, describe_absent, describe_differences, in_words
+from alpro_stream.train.roll_call import State
+from alpro_stream.train.store_calls import in_time, open_store, read, wait
 
 # The others began to wait before or after the first rank did, and hear from it what it found out.
 _GRACE_S = 10.0
 _KNOCK_S, _POLL_S = 3.0, 0.2
+_LOOPBACK = "127.0.0.1"
 _ANOTHER_LISTENS = "something listens there, but it is not the first rank of this run: another program has the port"
+_NO_ANSWER = (
+    "something listens there and does not answer: another program has the port, or the first rank is stopped or cut off"
+)
 _OTHER_PORT = "--master-port of alpro, --master_port of deepspeed, or MASTER_PORT"
-# The run is told before anything else, outside the prefix of an attempt.
-_RUN, _VERDICT, _HEARD = "alpro/run", "verdict", "heard"
+# Told before anything else, outside the prefix of an attempt.
+_RUN, _FIRST = "alpro/run", "alpro/first"
+_VERDICT, _HEARD = "verdict", "heard"
 
 
 @dataclass(frozen=True)
@@ -82,96 +85,86 @@ def meet(rank: int, meeting: Meeting, versions: Mapping[str, str]) -> Store:
     Raises:
         ConfigError: the ranks run different versions; each of them hears of it.
         TakenError: another program or another run has the port, or another process is this rank.
-        RankError: some did not come, or the first one cannot be reached.
+        RankError: some did not come, or the first one cannot be reached, or does not answer.
     """
+    own = Caller(socket.gethostname(), dict(versions), secrets.token_hex(8))
     # torchrun keeps the port itself, and asks for no other.
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    root = _listen(meeting) if rank == 0 and not is_kept else _connect(rank, meeting)
-    if rank == 0:
-        root.set(_RUN, meeting.run)
-    else:
-        _check_is_ours(root, rank, meeting, meeting.left_s if is_kept else min(meeting.left_s, _GRACE_S))
+    root = _listen(meeting, own.token) if rank == 0 and not is_kept else _connect(rank, meeting)
     store = PrefixStore(f"alpro/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", root)
-    own = Caller(socket.gethostname(), dict(versions), secrets.token_hex(8))
-    store.set(str(rank), json.dumps(asdict(own)))
-    if rank == 0:
-        _tell_verdict(store, meeting)
-    else:
-        _hear_verdict(store, rank, meeting, own)
+    with _explained(rank, meeting):
+        if rank == 0:
+            in_time(lambda: root.set(_RUN, meeting.run))
+        else:
+            _check_is_ours(root, rank, meeting, meeting.left_s if is_kept else min(meeting.left_s, _GRACE_S))
+        in_time(lambda: store.set(str(rank), json.dumps(asdict(own))))
+        if rank == 0:
+            _tell_verdict(store, meeting)
+        else:
+            _hear_verdict(store, rank, meeting, own)
     return store
 
 
-def _listen(meeting: Meeting) -> Store:
+@contextmanager
+def _explained(rank: int, meeting: Meeting) -> Iterator[None]:
+    """Around what is asked of the first rank: says why that failed, where torch or the clock only say that it did."""
     try:
-        return _open_store(meeting, is_host=True)
+        yield
+    except TimeoutError as error:
+        raise _in_vain(rank, meeting, f"it {State.SILENT.value}") from error
+    except DistNetworkError as error:
+        raise _in_vain(rank, meeting, _why_no_connection(meeting) or "the connection to it broke off") from error
+
+
+def _listen(meeting: Meeting, token: str) -> Store:
+    """The store of this process, which is the first rank.
+
+    It is reached by another way than that of the others: torch would try the address for the whole timeout, and write
+    pages of its own.
+    """
+    try:
+        root = open_store(_LOOPBACK, meeting.port, True, meeting.timeout_s, _GRACE_S)
     except (RuntimeError, TimeoutError) as error:
         raise _cannot_listen(meeting.port, error) from error
+    in_time(lambda: root.set(_FIRST, token))
+    if not _leads_to(token, meeting):
+        raise RankError(
+            f"this is rank 0, but {meeting.place} does not lead here, to {socket.gethostname()}: is it this machine's "
+            "address, and is this the machine with --node-rank 0, and the only one? All hosts need the same "
+            "--master-addr, and each another --node-rank"
+        )
+    return root
+
+
+def _leads_to(token: str, meeting: Meeting) -> bool:
+    """Whether the address is that of the process with the token; another machine may be the first one too."""
+    if _why_no_connection(meeting, min(meeting.deadline, time.monotonic() + _GRACE_S)):
+        return False
+    try:
+        found = open_store(meeting.address, meeting.port, False, meeting.timeout_s, _GRACE_S)
+        return read(found, _FIRST, _GRACE_S) == token
+    except (RuntimeError, TimeoutError):
+        return False
 
 
 def _connect(rank: int, meeting: Meeting) -> Store:
     if cause := _why_no_connection(meeting, meeting.deadline):
         raise _in_vain(rank, meeting, cause)
     try:
-        return _open_store(meeting, is_host=False)
-    except (RuntimeError, TimeoutError) as error:
+        seconds = min(meeting.left_s, _GRACE_S) + _KNOCK_S
+        return open_store(meeting.address, meeting.port, False, meeting.timeout_s, seconds)
+    except TimeoutError as error:
+        raise _in_vain(rank, meeting, _NO_ANSWER) from error
+    except RuntimeError as error:
         raise _in_vain(rank, meeting, _ANOTHER_LISTENS) from error
-
-
-def _open_store(meeting: Meeting, is_host: bool) -> Store:
-    """The store of the first rank.
-
-    Raises:
-        RuntimeError: of torch, when it cannot be made.
-        TimeoutError: what listens there does not answer. torch reads from it without a deadline, hence the thread.
-    """
-    found: Queue[Store | RuntimeError] = Queue()
-    # Not what is left of it: the process group waits with it later.
-    timeout = timedelta(seconds=meeting.timeout_s)
-
-    def connect() -> None:
-        try:
-            found.put(TCPStore(meeting.address, meeting.port, None, is_host, timeout, wait_for_workers=False))
-        except RuntimeError as error:
-            found.put(error)
-
-    threading.Thread(target=connect, name="alpro-rendezvous", daemon=True).start()
-    try:
-        store = found.get(timeout=meeting.left_s + _KNOCK_S)
-    except Empty:
-        raise TimeoutError from None
-    if isinstance(store, RuntimeError):
-        raise store
-    return store
-
-
-def _wait(store: Store, keys: list[str], seconds: float) -> None:
-    """Until the store has all keys.
-
-    In a thread: in torch the main thread would not hear of a signal, such as the request to end, before it is over.
-
-    Raises:
-        RuntimeError: of torch, when it does not have them in time.
-    """
-    over: Future[None] = Future()
-
-    def wait() -> None:
-        try:
-            store.wait(keys, timedelta(seconds=seconds))
-            over.set_result(None)
-        except RuntimeError as error:
-            over.set_exception(error)
-
-    threading.Thread(target=wait, name="alpro-rendezvous", daemon=True).start()
-    over.result()
 
 
 def _check_is_ours(root: Store, rank: int, meeting: Meeting, wait_s: float) -> None:
     """Before anything is written: what two runs say in one store, none of them understands."""
     try:
-        _wait(root, [_RUN], wait_s)
-        found = root.get(_RUN).decode()
-    except (DistNetworkError, DistStoreError) as error:
-        raise _in_vain(rank, meeting, _why_no_connection(meeting) or _ANOTHER_LISTENS) from error
+        found = read(root, _RUN, wait_s)
+    except DistStoreError as error:
+        raise _in_vain(rank, meeting, _ANOTHER_LISTENS) from error
     if found != meeting.run:
         raise TakenError(
             f"another run has {meeting.place}: {found}, and this rank is one of {meeting.run}. Choose another port for "
@@ -182,14 +175,20 @@ def _check_is_ours(root: Store, rank: int, meeting: Meeting, wait_s: float) -> N
 
 def _tell_verdict(store: Store, meeting: Meeting) -> None:
     """Of the first rank: waits for all, and says what it found out."""
-    with suppress(DistStoreError):  # Who is missing then is asked below.
-        _wait(store, [str(rank) for rank in range(meeting.num_ranks)], meeting.left_s)
-    there = _there(store, meeting.num_ranks)
+    while True:
+        with suppress(DistStoreError):  # Who is missing then is asked below.
+            wait(store, [str(rank) for rank in range(meeting.num_ranks)], meeting.left_s)
+        there = _there(store, meeting.num_ranks)
+        # One that had come may have given up before the last one came.
+        if len(there) == meeting.num_ranks or time.monotonic() >= meeting.deadline:
+            break
     error = _judge(there, meeting)
     tokens = [caller.token for caller in there.values()]
-    store.set(_VERDICT, json.dumps({"error": [str(error), error.fault] if error else None, "tokens": tokens}))
+    verdict = json.dumps({"error": [str(error), error.fault] if error else None, "tokens": tokens})
+    in_time(lambda: store.set(_VERDICT, verdict))
     if error:
-        _wait_until_heard(store, meeting.num_ranks)
+        with suppress(TimeoutError):
+            in_time(lambda: _wait_until_heard(store, meeting.num_ranks), _GRACE_S + _KNOCK_S)
         raise error
 
 
@@ -204,17 +203,14 @@ def _judge(there: Mapping[int, Caller], meeting: Meeting) -> AlproError | None:
 def _hear_verdict(store: Store, rank: int, meeting: Meeting, own: Caller) -> None:
     """Of the others."""
     try:
-        _wait(store, [_VERDICT], meeting.left_s + _GRACE_S)
-        verdict = json.loads(store.get(_VERDICT))
-        if verdict["error"]:
-            store.add(_HEARD, 1)
+        verdict = json.loads(read(store, _VERDICT, meeting.left_s + _GRACE_S))
     except DistStoreError as error:
         there = sorted(_there(store, meeting.num_ranks))
+        # The first rank may wait longer, and must not count on this one.
+        in_time(lambda: store.delete_key(str(rank)))
         raise _in_vain(rank, meeting, f"only {in_words(there)} of {meeting.num_ranks} have come") from error
-    except DistNetworkError as error:
-        cause = _why_no_connection(meeting) or "it did not say that all have come"
-        raise _in_vain(rank, meeting, cause) from error
     if verdict["error"]:
+        in_time(lambda: store.add(_HEARD, 1))
         raise OtherRankError(*verdict["error"])
     if own.token not in verdict["tokens"]:
         raise TakenError(
@@ -225,8 +221,12 @@ def _hear_verdict(store: Store, rank: int, meeting: Meeting, own: Caller) -> Non
 
 def _there(store: Store, num_ranks: int) -> dict[int, Caller]:
     """Those that have come, by rank."""
-    ranks = [rank for rank in range(num_ranks) if store.check([str(rank)])]
-    return {rank: Caller(**json.loads(store.get(str(rank)))) for rank in ranks}
+
+    def ask() -> dict[int, Caller]:
+        ranks = [rank for rank in range(num_ranks) if store.check([str(rank)])]
+        return {rank: Caller.from_json(json.loads(store.get(str(rank)))) for rank in ranks}
+
+    return in_time(ask)
 
 
 def _wait_until_heard(store: Store, num_ranks: int) -> None:

@@ -3,12 +3,12 @@
 import argparse
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alpro_launch.processes import noting_requests
 from alpro_launch.search import add_search_flags
 from alpro_launch.train_command import add_place_flags, add_train_flags, node_of, run_train
 from alpro_sharding.flags import add_shard_flags
@@ -79,12 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     embed = _add(commands, "embed", _embed, "the clips of data sets as an index that can be searched")
     _takes_config(embed)
     embed.add_argument("--ranks", type=int, default=1, help="processes on this machine, one a GPU (default 1)")
+    what = "train projections on the features of an index, whose encoders stay as they are"
+    _takes_config(_add(commands, "fit", _fit, what))
     add_search_flags(_add(commands, "search", _search, "find clips by what a text says"))
     answer = _add(commands, "answer", _answer, "answer a question about a video or an image")
     answer.add_argument("video", help="a file, or an http(s) address")
     answer.add_argument("question", help='such as "what is the man doing?"')
     answer.add_argument("--model", required=True, help="exported model, run, checkpoint, or name on the hub")
     answer.add_argument("--top", type=int, default=5, help="answers shown (default 5)")
+    corpus = _add(commands, "corpus", _corpus, "generate a corpus of clips of which everything is known")
+    _takes_config(corpus)
+    ablate = _add(commands, "ablate", _ablate, "run a grid of runs over several seeds, and compare them")
+    _takes_config(ablate)
+    only = ablate.add_mutually_exclusive_group()
+    only.add_argument("--table", action="store_true", help="make table and page again from what is there; run nothing")
+    only.add_argument("--test", action="store_true", help="run what is held back too: look at the test split")
+    ablate.add_argument("--dry-run", action="store_true", help="print what would be run")
+    what = "train small starting weights on a generated corpus, in place of a ViT and a BERT"
+    _takes_config(_add(commands, "starting-weights", _starting_weights, what))
     demo = _add(commands, "demo", _demo, "the whole way on the example clips (in a checkout)")
     demo.add_argument("--work-dir", default="runs/demo", help="folder of everything it makes (default runs/demo)")
     bench = _add(commands, "bench", _bench, "run a benchmark (in a checkout)")
@@ -159,6 +171,7 @@ def _shard(arguments: argparse.Namespace) -> int:
     return run_shard(path, overrides, arguments)
 
 
+@noting_requests()
 def _train(arguments: argparse.Namespace) -> int:
     configs, overrides = split_arguments(arguments.arguments)
     for number, config in enumerate(configs, start=1):
@@ -172,16 +185,18 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _preflight(arguments: argparse.Namespace) -> int:
     from alpro_launch.local_ranks import preflight_command, rank_environments
-    from alpro_launch.processes import run_all
-    from alpro_launch.restart import tell
+    from alpro_launch.processes import how_ended, run_all
+    from alpro_launch.restart import Outcome, tell
 
     path, overrides = _one_config(arguments)
     command = preflight_command(path, overrides, arguments.json)
     ended = run_all(command, rank_environments(arguments.ranks, node_of(arguments)))
+    if ended.status and ended.was_asked:
+        tell(Outcome(PREEMPTED, "asked to stop before all checks were made"))
+        return PREEMPTED
     if ended.status >= 0:
         return ended.status
-    name = signal.Signals(-ended.status).name
-    tell(f"rank {ended.number} of this machine was ended by {name} (SIGKILL: out of memory, perhaps)")
+    tell(Outcome(HARDWARE, how_ended(ended)))
     return HARDWARE
 
 
@@ -240,6 +255,22 @@ def _embed(arguments: argparse.Namespace) -> int:
     return run_embed(path, overrides, arguments.ranks)
 
 
+def _fit(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from alpro_stream.config import load_config
+    from alpro_stream.evaluate.offline_features import OfflineConfig, learn_offline
+
+    path, overrides = _one_config(arguments)
+    config = load_config(OfflineConfig, path, overrides)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("alpro_stream.evaluate").setLevel(logging.INFO)
+    losses = learn_offline(config)
+    print(f"{len(losses)} steps, loss {losses[0]:.3f} at first and {losses[-1]:.3f} in the end")
+    print(f"written: {config.out}")
+    return 0
+
+
 def _search(arguments: argparse.Namespace) -> int:
     from alpro_launch.search import run_search
 
@@ -254,6 +285,31 @@ def _answer(arguments: argparse.Namespace) -> int:
     model = Alpro.from_pretrained(arguments.model)
     for text, probability in model.answer(arguments.video, arguments.question, top=arguments.top):
         print(f"{100 * probability:5.1f} %  {text}")
+    return 0
+
+
+def _corpus(arguments: argparse.Namespace) -> int:
+    from alpro_stream.config import load_config
+    from alpro_stream.testing.glyphs.corpus import CorpusConfig, write_corpus
+
+    path, overrides = _one_config(arguments)
+    print(f"written: {write_corpus(load_config(CorpusConfig, path, overrides))}")
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from alpro_launch.ablate.command import run_ablate
+
+    path, overrides = _one_config(arguments)
+    return run_ablate(path, overrides, arguments, find_config)
+
+
+def _starting_weights(arguments: argparse.Namespace) -> int:
+    from alpro_launch.starting_weights import StartingWeightsConfig, train_starting_weights
+    from alpro_stream.config import load_config
+
+    path, overrides = _one_config(arguments)
+    train_starting_weights(load_config(StartingWeightsConfig, path, overrides))
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from alpro_launch.hostfile import Host, num_slots, taken, to_text
 from alpro_launch.local_ranks import cpu_environment
-from alpro_launch.processes import run_all
+from alpro_launch.processes import ended_by, run_all
 from alpro_launch.restart import Outcome
 from alpro_stream.config import save_config
 from alpro_stream.errors import ConfigError
@@ -117,10 +117,7 @@ def explain(status: int) -> Outcome:
         return Outcome(CONFIGURATION, f"{sys.executable} is not there on every host: install alike on all of them")
     number = -status if status < 0 else 256 - status if status > 192 else status - 128
     if number in {*signal.Signals} and status != INTERRUPTED:
-        name = signal.Signals(number).name
-        return Outcome(
-            HARDWARE, f"a rank or the launcher of its host was ended by {name} (SIGKILL: out of memory, perhaps)"
-        )
+        return Outcome(HARDWARE, f"a rank or the launcher of its host {ended_by(number)}")
     if status == 1:
         return Outcome(HARDWARE, "deepspeed's launcher failed, or was ended; what it said is above")
     return Outcome(status)

@@ -66,7 +66,7 @@ def load_stages(work_dir: str, train_overrides: Sequence[str] = ()) -> "Stages":
     """The demo's configurations in a work folder."""
     from alpro_launch.run_page import Stages
     from alpro_sharding import ShardConfig
-    from alpro_stream.evaluate.retrieval import EvaluateConfig
+    from alpro_stream.evaluate.retrieval import RetrievalConfig
     from alpro_stream.run import RunConfig
 
     here = [f"work_dir={work_dir}"]
@@ -74,7 +74,7 @@ def load_stages(work_dir: str, train_overrides: Sequence[str] = ()) -> "Stages":
         shard=load_config(ShardConfig, _CONFIGS["shard"], here),
         prompter=load_config(RunConfig, _CONFIGS["prompter"], [*here, *train_overrides]),
         pretrain=load_config(RunConfig, _CONFIGS["pretrain"], [*here, *train_overrides]),
-        evaluate=load_config(EvaluateConfig, _CONFIGS["evaluate"], here),
+        evaluate=load_config(RetrievalConfig, _CONFIGS["evaluate"], here),
     )
 
 

@@ -2,12 +2,11 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from alpro_launch.local_ranks import rank_environments
-from alpro_launch.processes import run_all
+from alpro_launch.processes import how_ended, run_all
 from alpro_launch.rank_entry import run_rank
 from alpro_launch.topology import find_topology
 from alpro_stream.config import load_config
@@ -19,12 +18,7 @@ def run_embed(path: str, overrides: Sequence[str], num_ranks: int) -> int:
     ended = run_all([sys.executable, "-m", "alpro_launch.embed", path, *overrides], rank_environments(num_ranks))
     if ended.status >= 0:
         return ended.status
-    name = signal.Signals(-ended.status).name
-    print(
-        f"rank {ended.number} was ended by {name} (SIGKILL: out of memory, perhaps); the same command makes what is "
-        "missing",
-        file=sys.stderr,
-    )
+    print(f"{how_ended(ended)}; the same command makes what is missing", file=sys.stderr)
     return HARDWARE
 
 
@@ -45,8 +39,9 @@ def _embed(path: str, overrides: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
+    from alpro_stream.evaluate.embed_config import EmbedConfig
     from alpro_stream.evaluate.embed_index import embed_index
-    from alpro_stream.evaluate.index import INDEX_FILE, EmbedConfig
+    from alpro_stream.evaluate.index_files import INDEX_FILE
 
     config = load_config(EmbedConfig, path, overrides)
     topology = find_topology(os.environ)

@@ -1,13 +1,15 @@
 """The log of a run's attempts, which spans its restarts: `alpro train` writes it, in a job of Slurm the first rank."""
 
 import json
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from alpro_stream.exit_status import INTERRUPTED, status_of
+from alpro_stream.exit_status import INTERRUPTED, PREEMPTED, status_of
 
 LAUNCH_LOG = Path("logs/launch.jsonl")
 """In the folder of a run: a line for each attempt, or one for its beginning and one for its end."""
@@ -68,6 +70,16 @@ def logged_in_slurm(run_dir: Path, num_ranks: int, environment: Mapping[str, str
         seconds = round(time.time() - started, 1)
         write_line(run_dir, {"attempt": number, "seconds": seconds, "ended_at": newest(run_dir), "status": status})
 
+    end_at_once = signal.getsignal(signal.SIGTERM)
+
+    # Until the ranks have met; from then on who is asked to stop saves, and comes back from the work.
+    if callable(end_at_once):
+
+        def end(number: int, frame: FrameType | None) -> None:
+            write_end(PREEMPTED)
+            end_at_once(number, frame)
+
+        signal.signal(signal.SIGTERM, end)
     try:
         status = work()
     except BaseException as error:

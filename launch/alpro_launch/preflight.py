@@ -20,10 +20,10 @@ from rich.console import Console
 
 from alpro_launch.preflight_checks.lines import Verdict, counted, first_fault, table_of
 from alpro_launch.processes import end_with_parent
-from alpro_launch.rank_entry import run_rank
+from alpro_launch.rank_entry import is_first_rank, run_rank
 from alpro_launch.topology import take_place
 from alpro_stream.config import load_config
-from alpro_stream.exit_status import STATUS
+from alpro_stream.exit_status import PREEMPTED, STATUS
 
 if TYPE_CHECKING:
     from alpro_launch.preflight_run import Preflight
@@ -41,8 +41,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # So that what was written is removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _end)
     return run_rank(lambda: _check(arguments.config, arguments.overrides, arguments.json))
+
+
+def _end(number: int, _: object) -> None:
+    if "LOCAL_WORLD_SIZE" not in os.environ and is_first_rank():  # `alpro preflight` says it for its ranks.
+        print("asked to stop before all checks were made", file=sys.stderr, flush=True)
+    sys.exit(PREEMPTED)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,8 +62,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check(path: str, overrides: Sequence[str], report: Path | None) -> int:
-    # Several processes share the cores; `alpro` sets it too, but not on other machines.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if report:  # That of another time would be taken for this one's.
+        report.unlink(missing_ok=True)
     if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
         end_with_parent()
     # Imported here and not above: the prompter process imports this module again, and needs none of it.

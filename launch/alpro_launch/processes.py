@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 _PR_SET_PDEATHSIG = 1
@@ -21,7 +22,7 @@ class Ended(NamedTuple):
     Attributes:
         status: 0 when all ended well; else that of the one that did not, minus the signal that killed it.
         number: of that one.
-        was_asked: whether this process got SIGTERM meanwhile.
+        was_asked: whether this process got SIGTERM meanwhile, or before, where that was noted.
     """
 
     status: int
@@ -31,9 +32,32 @@ class Ended(NamedTuple):
 
 def how_ended(ended: Ended) -> str:
     """What to tell of a rank that a signal ended."""
-    name = signal.Signals(-ended.status).name
-    why = " (out of memory, perhaps)" if name == "SIGKILL" else ""
-    return f"rank {ended.number} of this machine was ended by {name}{why}"
+    return f"rank {ended.number} of this machine {ended_by(-ended.status)}"
+
+
+def ended_by(number: int) -> str:
+    """What to tell of a process that a signal ended."""
+    name = signal.Signals(number).name
+    return f"was ended by {name}{' (out of memory, perhaps)' if name == 'SIGKILL' else ''}"
+
+
+class _Noted(list[int]):
+    """A handler that keeps the numbers of its signals."""
+
+    def __call__(self, number: int, _: object) -> None:
+        self.append(number)
+
+
+@contextmanager
+def noting_requests() -> Iterator[Sequence[int]]:
+    """Notes each SIGTERM to this process, which does not end it then; inside of another one, together with that."""
+    before = signal.getsignal(signal.SIGTERM)
+    noted = before if isinstance(before, _Noted) else _Noted()
+    signal.signal(signal.SIGTERM, noted)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(command: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> int:
@@ -51,7 +75,8 @@ def run_all(
     """Runs a command once for each environment, all at the same time, to the end.
 
     Ctrl-C reaches the children too, as they belong to the terminal's group: they are given time to end by themselves.
-    SIGTERM is handed on to them, once, and they are waited for. When this process is killed, the kernel ends them.
+    SIGTERM is handed on to them, once, and they are waited for; also one that `noting_requests` noted before. When this
+    process is killed, the kernel ends them.
 
     Args:
         command: with its arguments.
@@ -63,41 +88,39 @@ def run_all(
     Returns:
         How the first that did not end well did, one that a signal killed before others; the others are ended.
     """
-    requests: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
-    children: list[subprocess.Popen[bytes]] = []
-    ended = Ended(0)
-    try:
-        for environment in environments:
-            children.append(start(command, environment))
-        while not requests:
-            is_over = None not in [child.poll() for child in children]
-            if (failure := _failure(children)) or is_over:
-                ended = failure or ended
-                break
-            time.sleep(_POLL_S)
-        else:
-            if ask_to_end:
-                ask_to_end()
+    with noting_requests() as requests:
+        children: list[subprocess.Popen[bytes]] = []
+        ended = Ended(0)
+        try:
+            for environment in environments:
+                children.append(start(command, environment))
+            while not requests:
+                is_over = None not in [child.poll() for child in children]
+                if (failure := _failure(children)) or is_over:
+                    ended = failure or ended
+                    break
+                time.sleep(_POLL_S)
             else:
-                for child in children:
+                if ask_to_end:
+                    ask_to_end()
+                else:
+                    for child in children:
+                        child.terminate()
+                late = _wait(children, saving_s)
+                ended = _failure(children) or (Ended(-signal.SIGKILL, late[0]) if late else ended)
+        except KeyboardInterrupt:
+            _wait(children, grace_s)
+            raise
+        finally:
+            for child in children:
+                if child.poll() is None:
                     child.terminate()
-            late = _wait(children, saving_s)
-            ended = _failure(children) or (Ended(-signal.SIGKILL, late[0]) if late else ended)
-    except KeyboardInterrupt:
-        _wait(children, grace_s)
-        raise
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-        _wait(children, grace_s)
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        signal.signal(signal.SIGTERM, before)
-    return ended._replace(was_asked=bool(requests))
+            _wait(children, grace_s)
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+        return ended._replace(was_asked=bool(requests))
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
@@ -118,12 +141,12 @@ def end_with_parent() -> None:
 
 
 def terminated_within(seconds: float) -> bool:
-    """Sleeps; True as soon as this process gets SIGTERM."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        return signal.sigtimedwait({signal.SIGTERM}, seconds) is not None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Sleeps; True as soon as this process gets SIGTERM, or if that was noted before."""
+    deadline = time.monotonic() + seconds
+    with noting_requests() as requests:
+        while not requests and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return bool(requests)
 
 
 def _failure(children: Sequence["subprocess.Popen[bytes]"]) -> Ended | None:

@@ -10,6 +10,11 @@ from alpro_stream.errors import AlproError
 from alpro_stream.exit_status import INTERRUPTED, status_of
 
 
+def is_first_rank() -> bool:
+    """Whether this is rank 0, by what launchers and Slurm set; also before anything is read or checked."""
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
+
+
 def run_rank(work: Callable[[], int], say_interrupted: Callable[[], None] = lambda: None) -> int:
     """Does the work of a rank; returns its exit status, or that of its error.
 
@@ -17,6 +22,10 @@ def run_rank(work: Callable[[], int], say_interrupted: Callable[[], None] = lamb
         work: returns the status where it does not fail.
         say_interrupted: called after Ctrl-C.
     """
+    # Several processes share the cores; `alpro` sets it too, but not on other machines.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is imported. Its pages of stacks would hide the message below them.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         return work()
     except (AlproError, OSError) as error:  # A folder that cannot be written, a full disk: the system says it.

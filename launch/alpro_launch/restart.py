@@ -12,6 +12,7 @@ from alpro_launch.launch_log import newest, next_number, write_line
 from alpro_launch.processes import terminated_within
 from alpro_stream.exit_status import HARDWARE, PREEMPTED
 
+BEFORE_IT_BEGAN = "asked to stop before it began, or before it could save; the same command goes on where it can"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 300.0
 
 
@@ -111,10 +112,11 @@ def keep_training(
         slots = launcher.num_slots() if outcome.status == HARDWARE and failures <= limit else 0
         following = next_attempt(outcome.status, failures, limit, slots, allowed)
         if is_logged:
+            number = next_number(run_dir)
             write_line(
                 run_dir,
                 {
-                    "attempt": next_number(run_dir),
+                    "attempt": number,
                     "time": started,
                     "seconds": round(time.time() - started, 1),
                     "ranks": num_ranks,
@@ -124,8 +126,9 @@ def keep_training(
                     "next_ranks": following.num_ranks,
                 },
             )
-        tell(outcome.cause)
-        tell(following.reason)
+        tell(outcome)
+        if following.reason:
+            _say(f"error: {following.reason}")
         if not following.num_ranks:
             return outcome
         _say(
@@ -133,14 +136,18 @@ def keep_training(
             f"{ended_at or 'the beginning'} (allowed numbers of ranks: {_list(allowed)})"
         )
         if terminated_within(following.wait_s):
-            return Outcome(PREEMPTED, was_asked=True)
+            if is_logged:
+                write_line(run_dir, {"attempt": number, "was_asked": True, "next_ranks": 0})
+            asked = Outcome(PREEMPTED, "asked to stop while it waited to start again; the same command goes on", True)
+            tell(asked)
+            return asked
         num_ranks = following.num_ranks
 
 
-def tell(cause: str) -> None:
+def tell(outcome: Outcome) -> None:
     """Prints why an attempt ended, unless the ranks have said it."""
-    if cause:
-        _say(f"error: {cause}")
+    if outcome.cause:
+        _say(outcome.cause if outcome.status == PREEMPTED else f"error: {outcome.cause}")
 
 
 def _say(text: str) -> None:

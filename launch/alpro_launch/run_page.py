@@ -10,7 +10,7 @@ from alpro_launch.page_parts import loss_curves, num_parameters, shown_time, tot
 from alpro_launch.page_pictures import clip_examples, search_examples
 from alpro_sharding.config import ShardConfig
 from alpro_stream.config import Config, to_yaml
-from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.evaluate.retrieval import RetrievalConfig
 from alpro_stream.model.folder import read_description
 from alpro_stream.model.weight_files import WEIGHTS_FILE
 from alpro_stream.pages import (
@@ -43,7 +43,7 @@ class Stages:
     shard: ShardConfig
     prompter: RunConfig
     pretrain: RunConfig
-    evaluate: EvaluateConfig
+    evaluate: RetrievalConfig
 
     def named(self) -> dict[str, Config]:
         """By the name a reader knows them by."""

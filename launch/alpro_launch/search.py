@@ -47,7 +47,7 @@ def run_search(arguments: argparse.Namespace) -> int:
 
 def _search(arguments: argparse.Namespace) -> int:
     from alpro_launch.page_parts import write_page
-    from alpro_launch.search_view import embedded_frames, hit_lines, search_page
+    from alpro_launch.search_view import embedded, hit_lines, search_page
     from alpro_stream.evaluate.search import check_query, open_searcher
     from alpro_stream.pages import render_search
 
@@ -65,8 +65,8 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"the best {len(hits)} of {len(searcher.index)} clips")
         if arguments.page is not None:
             assert searcher.clips is not None
-            frames = partial(embedded_frames, searcher.clips)
-            write_page(arguments.page, render_search(search_page(searcher, query, hits, frames)))
+            look_up = partial(embedded, searcher.clips)
+            write_page(arguments.page, render_search(search_page(searcher, query, hits, look_up)))
             print(f"written: {arguments.page}")
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from alpro_launch.search_view import hit_values, search_page, served_frames
+from alpro_launch.search_view import hit_values, search_page, served
 from alpro_stream.errors import AlproError, ConfigError
 from alpro_stream.evaluate.search import Searcher, check_query
 from alpro_stream.pages import render_search
@@ -117,7 +117,7 @@ class SearchServer:
         # A page asks for the frames of a clip one by one, and they are decoded together.
         assert searcher.clips is not None
         self._pictures = functools.lru_cache(_KEPT_CLIPS)(searcher.clips.pictures)
-        self._frames = functools.partial(served_frames, searcher.clips)
+        self._look_up = functools.partial(served, searcher.clips)
 
     def app(self) -> web.Application:
         """The application, for `aiohttp.web.run_app`."""
@@ -173,7 +173,7 @@ class SearchServer:
 
     def _values(self, query: str, top: int) -> list[dict[str, Any]]:
         hits = self._searcher.search(query, top, self._rerank)
-        return [hit_values(rank, hit, self._frames) for rank, hit in enumerate(hits, start=1)]
+        return [hit_values(rank, hit, self._look_up) for rank, hit in enumerate(hits, start=1)]
 
     def _render(self, query: str) -> tuple[str, int]:
         hits, error, status = [], "", 200
@@ -182,7 +182,7 @@ class SearchServer:
                 hits = self._searcher.search(query, self._top, self._rerank)
             except AlproError as problem:
                 error, status = str(problem), _status_of(problem)
-        page = search_page(self._searcher, query, hits, self._frames, error=error, is_served=True)
+        page = search_page(self._searcher, query, hits, self._look_up, error=error, is_served=True)
         return render_search(page), status
 
 

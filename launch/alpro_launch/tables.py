@@ -23,7 +23,7 @@ def retrieval_table(result: Mapping[str, Any]) -> str:
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Figures of several results, by name; what differs in protocol or split stands below the table.
 
-    The first result is what the others are compared with. A row of another protocol or split has a mark and a note.
+    A row is compared with the first one of its score. One of another protocol or split has a mark and a note.
     """
     width = max(map(len, results))
     figures = f"{'R@1':>6} {'R@5':>6} {'R@10':>6} {'median':>7}"
@@ -31,10 +31,10 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"{'':<{width}}      score  {'text to video':^28}  {'video to text':^28}",
         f"{'':<{width}}             {figures}  {figures}",
     ]
-    first, *_ = results.values()
     notes = Notes()
     for name, result in results.items():
         for score, both in result["metrics"].items():
+            first = next(other for other in results.values() if score in other["metrics"])
             mark = notes.mark(_terms(result, score), _terms(first, score))
             figures = f"{_figures(both['text_to_video'])}  {_figures(both['video_to_text'])}"
             lines.append(f"{name:<{width}} {mark:<4} {score.upper():<6} {figures}")
@@ -63,13 +63,17 @@ class Notes:
         return ["", "Not all rows compare:", *numbered] if numbered else []
 
 
+def terms(result: Mapping[str, Any], *counted: str) -> dict[str, Any]:
+    """What must be the same for two results to compare: the protocol, and the split with how many of what it has."""
+    split = result["split"]
+    size = ", ".join(f"{split[f'num_{name}']} {name}" for name in counted)
+    return {**result["protocol"], "split": f"{split['digest'][:12]} ({size})"}
+
+
 def _terms(result: Mapping[str, Any], score: str) -> dict[str, Any]:
-    """What must be the same for two rows of a score to compare."""
-    split, protocol = result["split"], dict(result["protocol"])
-    if score == "vtc":  # Re-ranking leaves it as it is.
-        del protocol["mode"], protocol["top_k"]
-    size = f"{split['num_captions']} captions, {split['num_videos']} videos"
-    return {**protocol, "split": f"{split['digest'][:12]} ({size})"}
+    found = terms(result, "captions", "videos")
+    # Re-ranking leaves VTC as it is.
+    return {key: value for key, value in found.items() if score != "vtc" or key not in ("mode", "top_k")}
 
 
 def _figures(values: Mapping[str, float]) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from alpro_launch.launch_log import logged_in_slurm
 from alpro_launch.processes import end_with_parent
-from alpro_launch.rank_entry import run_rank
+from alpro_launch.rank_entry import is_first_rank, run_rank
 from alpro_launch.topology import Topology, take_place
-from alpro_stream.config import load_config, to_yaml
+from alpro_stream.config import load_config
 from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
 
 if TYPE_CHECKING:
@@ -39,19 +39,18 @@ def _end_before_it_began(number: int, _: object) -> None:
     if number == signal.SIGINT:
         _say_interrupted("interrupted before it began")
         os._exit(INTERRUPTED)
-    if _is_first():
+    if "LOCAL_WORLD_SIZE" in os.environ:  # Of `alpro train`, which knows whether anybody asked, and says it.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    if is_first_rank():
         _say("asked to stop before it began; the same command begins")
     os._exit(PREEMPTED)
 
 
 def _say_interrupted(text: str) -> None:
     """Once for all ranks: `alpro train` says it for them, and torchrun, whose variable this is too."""
-    if _is_first() and "LOCAL_WORLD_SIZE" not in os.environ:
+    if is_first_rank() and "LOCAL_WORLD_SIZE" not in os.environ:
         _say(text)
-
-
-def _is_first() -> bool:
-    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
 
 
 def _say(text: str) -> None:
@@ -60,22 +59,17 @@ def _say(text: str) -> None:
 
 
 def _train(path: str, overrides: Sequence[str]) -> int:
-    # Several processes share the cores; `alpro` sets it too, but not on other machines.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
         end_with_parent()
     # Imported here and not above: the prompter process imports this module again, and needs none of it.
     import torch
 
     from alpro_stream.run import RunConfig
-    from alpro_stream.train.metrics import RESOLVED_CONFIG_FILE
 
     config = load_config(RunConfig, path, overrides)
     since = time.monotonic()
     topology = take_place(config.train.timeout_s, "nccl" if torch.cuda.is_available() else "gloo")
     is_first = topology.rank == 0
-    if is_first and topology.num_ranks > 1:  # For the log of a job; alone it would fill the terminal.
-        print(f"configuration, also in {config.run_dir / RESOLVED_CONFIG_FILE}:\n{to_yaml(config)}", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if is_first:
         logging.getLogger("alpro_stream").setLevel(logging.INFO)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from alpro_launch.hostfile import num_slots, read_hostfile
 from alpro_launch.local_ranks import DEFAULT_PORT, Node, rank_environments, train_command
-from alpro_launch.processes import run_all
-from alpro_launch.restart import Outcome, allowed_ranks, keep_training, tell
+from alpro_launch.processes import how_ended, run_all, terminated_within
+from alpro_launch.restart import BEFORE_IT_BEGAN, Outcome, allowed_ranks, keep_training, tell
 from alpro_stream.config import load_config
 from alpro_stream.errors import ConfigError, ProcessError
 from alpro_stream.exit_status import HARDWARE, PREEMPTED
@@ -57,7 +57,7 @@ def run_train(path: str, overrides: Sequence[str], arguments: argparse.Namespace
     launcher = LocalLauncher(path, overrides, ranks, node)
     if not arguments.max_restarts:
         outcome = launcher.launch(ranks)
-        tell(outcome.cause)
+        tell(outcome)
         return outcome
     from alpro_stream.run import RunConfig
 
@@ -87,12 +87,9 @@ class LocalLauncher:
             return Outcome(HARDWARE, f"a rank ended with status 1: {cause}", ended.was_asked)
         if ended.status >= 0:
             return Outcome(ended.status, was_asked=ended.was_asked)
-        rank = self._node.node_rank * num_ranks + ended.number
-        name = signal.Signals(-ended.status).name
-        if ended.status == -signal.SIGTERM:  # While Python started, or by one who did not want to wait.
-            return Outcome(PREEMPTED, f"rank {rank} was ended by {name} before it could save; {_GOES_ON}", True)
-        cause = f"rank {rank} was ended by {name} (SIGKILL: out of memory, perhaps); {_GOES_ON}"
-        return Outcome(HARDWARE, cause, ended.was_asked)
+        if ended.status == -signal.SIGTERM:  # So do ranks that have not met, and those that are not to save.
+            return Outcome(PREEMPTED, BEFORE_IT_BEGAN, True)
+        return Outcome(HARDWARE, f"{how_ended(ended)}; {_GOES_ON}", ended.was_asked)
 
 
 def _train_on_hosts(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> Outcome:
@@ -117,4 +114,8 @@ def _train_on_hosts(path: str, overrides: Sequence[str], arguments: argparse.Nam
             f"not all hosts of {arguments.hostfile} can be reached, see above: `ssh HOST true` must work from this "
             "machine without a password"
         )
+    if terminated_within(0):  # While the hosts were asked.
+        asked = Outcome(PREEMPTED, BEFORE_IT_BEGAN, True)
+        tell(asked)
+        return asked
     return keep_training(launcher, wanted, allowed, arguments.max_restarts, config.run_dir)

@@ -1,28 +1,41 @@
 """Evaluation on several ranks: the same scores, the work in parts, and one message when a rank fails."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from retrieval_files import evaluation, write_checkpoint, write_split
 
 from alpro_launch.cli import main
 from alpro_launch.evaluate import main as entry
+from alpro_stream.config import validate
 from alpro_stream.errors import AlproError
+from alpro_stream.evaluate import zero_shot
+from alpro_stream.evaluate.embed import evenly_spread, stored_clips
+from alpro_stream.evaluate.features import Encoding
 from alpro_stream.evaluate.retrieval import evaluate
-from alpro_stream.exit_status import DATA
+from alpro_stream.exit_status import DATA, HARDWARE
+from alpro_stream.media import FrameConfig
 from alpro_stream.model.alpro import DualEncoder
 from alpro_stream.model.text_encoder import MultimodalEncoder
+from alpro_stream.stream.clips import build_clip_decoder
+from alpro_stream.stream.decode import DecodeConfig
+from alpro_stream.stream.sources import SourceConfig, open_sources
 from alpro_stream.testing.distributed import run_ranks
 from alpro_stream.train.distributed import join_world
+from alpro_stream.train.restore import load_trained
 
-PRELOAD = ["alpro_stream.evaluate.retrieval"]
+PRELOAD = ["alpro_stream.evaluate.retrieval", "alpro_stream.evaluate.zero_shot"]
 # 7 videos and 11 captions: neither is divided by 2 or 3 ranks.
 CAPTIONS = [["a red dog", "the dog"], ["a cat"], ["a car", "the blue car", "one car"], ["a tree"], ["a boat", "boat"]]
 CAPTIONS += [["a house moves"], ["a bird moves"]]
@@ -116,6 +129,47 @@ def test_more_ranks_than_videos(root, tmp_path):
     assert [metrics for metrics, _ in on_ranks(3, root, "few", tmp_path / "three", {})] == [expected] * 3
 
 
+def recognise_on_a_rank(root, out):
+    """Scores of all classes, as they are counted, and the result."""
+    seen = []
+    original = zero_shot.share_in_top
+    zero_shot.share_in_top = lambda scores, truth, k: seen.append(scores) or original(scores, truth, k)
+    try:
+        result = zero_shot.recognise(recognition(root, out), join_world(60))
+    finally:
+        zero_shot.share_in_top = original
+    return seen[0].tolist(), result["metrics"]
+
+
+def recognition(root, out):
+    values = {
+        "task": "recognition",
+        "checkpoint": root / "model",
+        "sources": [{"path": root / "split"}],
+        "out": out,
+        "batch_size": 4,
+        "decode": {"num_workers": 0},
+    }
+    return validate(zero_shot.RecognitionConfig, values, source="test")
+
+
+def test_ranks_recognise_as_one(root, tmp_path):
+    """7 videos, the scores of each in their order."""
+    trained = load_trained(root / "model", torch.device("cpu"))
+    clips = stored_clips(open_sources([SourceConfig(path=str(root / "split"))]))
+    decoder = build_clip_decoder(DecodeConfig(num_workers=0), 48, 64, None)
+    how = Encoding(evenly_spread(2, FrameConfig()), decoder, trained.tokenizer, batch_size=32)
+    in_order = zero_shot.class_scores(trained, clips, sorted({own[0] for own in CAPTIONS}), how)
+    decoder.close()
+    ((alone, metrics),) = run_ranks(recognise_on_a_rank, 1, root, tmp_path / "1", preload=PRELOAD)
+    np.testing.assert_allclose(alone, in_order, rtol=0, atol=1e-4)
+    for number in (2, 3):
+        for scores, theirs in run_ranks(recognise_on_a_rank, number, root, tmp_path / str(number), preload=PRELOAD):
+            np.testing.assert_allclose(scores, alone, rtol=0, atol=1e-4)
+            assert theirs == metrics
+    assert np.abs(np.diff(alone, axis=0)).min(axis=1).max() > 1e-3
+
+
 def fail_on_a_rank(root, out):
     world = join_world(60)
     if world.rank == 1:
@@ -135,7 +189,7 @@ def test_a_rank_that_fails_ends_all_and_leaves_no_result(root, tmp_path):
     first, second = run_ranks(fail_on_a_rank, 2, root, tmp_path / "out", preload=PRELOAD)
     assert first == ("OtherRankError", "rank 1 failed: no such pixels")
     assert second == ("AlproError", "no such pixels")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/result.json").exists()
 
 
 def test_the_command_starts_ranks_and_makes_their_result_again(root, tmp_path, capfd):
@@ -145,6 +199,33 @@ def test_the_command_starts_ranks_and_makes_their_result_again(root, tmp_path, c
     assert main(["evaluate", str(path), "--ranks", "2"]) == 0
     assert main(["evaluate", str(tmp_path / "out/result.json")]) == 0
     assert "the same as" in capfd.readouterr().out
+
+
+def command_of(root, tmp_path, **changes):
+    config = evaluation(root, root / "split", out=tmp_path / "out", **changes)
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    return [str(Path(sys.executable).with_name("alpro")), "evaluate", str(tmp_path / "config.yaml"), "--ranks", "2"]
+
+
+def test_ranks_that_fail_are_the_status_of_the_command(root, tmp_path):
+    command = command_of(root, tmp_path, sources=[{"path": root / "split"}, {"path": root / "split", "name": "again"}])
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == DATA
+    assert "are there twice" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_rank_that_is_killed_is_the_status_of_the_command(root, tmp_path):
+    with subprocess.Popen(command_of(root, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while len(ranks := psutil.Process(process.pid).children()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ranks[1].send_signal(signal.SIGKILL)
+        shown = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == HARDWARE
+    assert "rank 1 of this machine was ended by SIGKILL (out of memory, perhaps)\n" in shown
+    assert not (tmp_path / "out/result.json").exists()
 
 
 def test_the_entry_of_a_rank_ends_with_one_message_and_its_status(root, tmp_path):
@@ -162,5 +243,5 @@ def test_the_entry_of_a_rank_ends_with_one_message_and_its_status(root, tmp_path
     assert ended.returncode == DATA
     assert "video-000000" in shown
     assert shown.count("\n") == 1
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none/result.json").exists()
     assert entry(["--ranks", "2"]) == 2

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from alpro_launch.preflight_checks.written import Written
 from alpro_launch.preflight_run import Preflight
 from alpro_stream.config import save_config
 from alpro_stream.errors import RankError
-from alpro_stream.exit_status import HARDWARE
+from alpro_stream.exit_status import HARDWARE, PREEMPTED
 from alpro_stream.run import RunConfig, train
 from alpro_stream.testing.configs import tiny_run, write_corpus
 from alpro_stream.testing.distributed import run_ranks
@@ -242,6 +243,30 @@ def test_a_rank_that_is_gone_in_mid_check_is_named(corpus, tmp_path, fault):
     assert "; ended before all checks were made" in printed
     assert "storage" not in printed
     assert not list(tmp_path.glob("**/.preflight-*"))
+
+
+def test_asked_to_end_while_it_waits_for_another_host(tmp_path):
+    config, port, report = ROOT / "configs/prompter/tiny.yaml", free_port(), tmp_path / "found.json"
+    report.write_text("of another time")
+    place = ["--nodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command = [sys.executable, "-m", "alpro_launch.cli", "preflight", str(config), f"work_dir={tmp_path}/runs", *place]
+    process = subprocess.Popen([*command, "--json", str(report)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not listens(port):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, said
+    assert said.splitlines()[-1] == "asked to stop before all checks were made"
+    assert said.count("asked to stop") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow

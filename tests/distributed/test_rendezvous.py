@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -53,9 +57,7 @@ def test_the_ranks_that_did_not_come_are_named_on_all_others():
     found = meeting(free_port(), {0: SAME, 2: SAME}, num_ranks=5, timeout_s=1.5)
     assert time.monotonic() - start < 6
     assert (type(found[0]), found[0].fault) == (RankError, "hardware")
-    assert str(found[0]).startswith(
-        "ranks 1, 3-4 of 5 did not come within train.timeout_s=1.5 s; there are ranks 0, 2 on"
-    )
+    assert str(found[0]).startswith("ranks 1, 3-4 of 5 did not come within 1.5 s; there are ranks 0, 2 on")
     assert socket.gethostname() in str(found[0])
     assert (type(found[2]), str(found[2]), found[2].fault) == (OtherRankError, str(found[0]), "hardware")
 
@@ -178,11 +180,118 @@ def test_without_the_first_rank_nobody_listens():
 def test_a_port_that_another_program_has():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = meeting(port, {0: SAME, 1: SAME}, timeout_s=2.0)
+        start = time.monotonic()
+        found = meeting(port, {0: SAME, 1: SAME}, timeout_s=60.0)
+        assert time.monotonic() - start < 20
     assert str(found[0]).startswith(f"port {port} of {socket.gethostname()}, on which the ranks meet, is taken")
     assert "--master_port of deepspeed" in str(found[0])
     assert [type(found[0]), found[0].fault, found[1].fault] == [TakenError, "hardware", "hardware"]
-    assert "something listens there, but it is not the first rank of this run" in str(found[1])
+    assert "something listens there and does not answer: another program has the port" in str(found[1])
+
+
+FIRST_OF_THREE = """
+import sys, time
+from alpro_stream.train.rendezvous import Meeting, meet
+meet(0, Meeting("a run", 3, "127.0.0.1", int(sys.argv[1]), 600.0, time.monotonic()), {})
+"""
+
+
+@pytest.mark.parametrize("is_stopped_before", [True, False], ids=["before rank 1 comes", "while it waits"])
+def test_a_first_rank_that_is_stopped_is_not_waited_for_for_ever(is_stopped_before, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_GRACE_S", 2.0)
+    port = free_port()
+    first = subprocess.Popen([sys.executable, "-c", FIRST_OF_THREE, str(port)])
+    with ThreadPoolExecutor() as pool:
+        try:
+            until(lambda: not connects(port))
+            root = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+            root.wait(["alpro/0/0"])
+            if is_stopped_before:
+                first.send_signal(signal.SIGSTOP)
+            waiting = pool.submit(meeting, port, {1: SAME}, num_ranks=3, timeout_s=4.0, run="a run")
+            if not is_stopped_before:
+                root.wait(["alpro/0/1"])
+                first.send_signal(signal.SIGSTOP)
+            error = waiting.result(timeout=20)[1]
+        finally:  # Also what waits for it ends then.
+            first.kill()
+            first.wait()
+    assert (type(error), error.fault) == (RankError, "hardware")
+    assert "the first rank is stopped or cut off" in str(error) or "it does not answer: it is stopped" in str(error)
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_address_that_is_not_that_of_the_first_rank(monkeypatch):
+    """Of no machine, in a net that is for documents."""
+    monkeypatch.setattr(rendezvous, "_GRACE_S", 1.0)
+    port = free_port()
+    start = time.monotonic()
+    with pytest.raises(RankError, match=f"this is rank 0, but 192.0.2.1:{port} does not lead here, to "):
+        meet(0, Meeting("a run", 2, "192.0.2.1", port, 60.0, time.monotonic()), SAME)
+    assert time.monotonic() - start < 10
+
+
+def test_two_machines_that_are_both_the_first(monkeypatch):
+    """The second one listens on another port here, as it does on another machine."""
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meeting, port, {0: SAME, 1: SAME}, delays={1: 2.0}, run="a run")
+        root = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        root.wait(["alpro/0/0"])
+        opened = rendezvous.open_store
+
+        def open_elsewhere(address, port, is_host, *seconds):
+            return opened(address, free_port() if is_host else port, is_host, *seconds)
+
+        monkeypatch.setattr(rendezvous, "open_store", open_elsewhere)
+        with pytest.raises(RankError, match=r"does not lead here, to .* with --node-rank 0, and the only one"):
+            meet(0, Meeting("a run", 2, "127.0.0.1", port, 60.0, time.monotonic()), SAME)
+        stores = first.result(timeout=20)
+    stores[0].set("key", "of the first")
+    assert stores[1].get("key") == b"of the first"
+
+
+def test_a_rank_that_gave_up_is_not_counted(monkeypatch):
+    """Rank 1 began long before the first one, and its time is over before rank 2 comes."""
+    monkeypatch.setattr(rendezvous, "_GRACE_S", 0.5)
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meeting, port, {0: SAME}, num_ranks=3, timeout_s=5.0)
+        late = Meeting("the training in /a", 3, "127.0.0.1", port, 60.0, time.monotonic() - 59)
+        with pytest.raises(RankError, match="in vain: only ranks 0-1 of 3 have come"):
+            meet(1, late, SAME)
+        last = pool.submit(meeting, port, {2: SAME}, num_ranks=3)
+        said = "rank 1 of 3 did not come within 5 s; there are ranks 0, 2 on"
+        assert str(first.result(timeout=20)[0]).startswith(said)
+        assert str(last.result(timeout=20)[2]).startswith(said)
+
+
+WITHOUT_PAGES = """
+import os, sys
+from alpro_launch import preflight, train
+assert "torch" not in sys.modules
+assert train.main(["no-such-file.yaml"]) == 78
+print(os.environ["TORCH_CPP_LOG_LEVEL"])
+"""
+
+
+def test_torch_keeps_its_stacks_to_itself():
+    """It reads that when it is imported."""
+    command = [sys.executable, "-c", WITHOUT_PAGES]
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "ERROR\n", done.stderr
+
+
+def test_another_version_may_say_more_of_itself():
+    said = asdict(Caller("node1", SAME, "a")) | {"colour": "red"}
+    assert Caller.from_json(said) == Caller("node1", SAME, "a")
 
 
 def test_a_machine_that_does_not_answer(monkeypatch):
@@ -193,9 +302,7 @@ def test_a_machine_that_does_not_answer(monkeypatch):
 def test_many_ranks_are_described_in_few_words():
     there = {rank: Caller(f"node{rank // 8}", SAME) for rank in range(16)}
     text = describe_absent(there, 32, 600)
-    assert text.startswith(
-        "ranks 16-31 of 32 did not come within train.timeout_s=600 s; there are ranks 0-15 on node0, node1."
-    )
+    assert text.startswith("ranks 16-31 of 32 did not come within 600 s; there are ranks 0-15 on node0, node1.")
     callers = [*there.values()][:8] + [Caller("node1", SAME | {"torch": "2.12"})] * 8
     assert "torch 2.11 on node0 (ranks 0-7) and 2.12 on node1 (ranks 8-15)" in describe_differences(callers)
     assert describe_differences([*there.values()]) == ""

@@ -1,8 +1,11 @@
 """Two hosts made on one machine, by deepspeed's launcher on two loopback addresses and by the variables of Slurm."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 from hosts import HOSTS, TwoHosts, wait_until
@@ -14,6 +17,7 @@ from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.preemption import STOP_FILE
 
+ROOT = Path(__file__).resolve().parents[2]
 # Those of tests/resume/test_elastic.py: the checkpoint is that of step 4.
 STEPS = {
     "task": "pretrain",
@@ -56,8 +60,12 @@ def trains(hosts, *started):
     wait_until(lambda: len(read_metrics(hosts.run_dir)) > 2, 90, *started)
 
 
-def test_on_two_hosts_of_which_one_is_late_then_on_one_then_on_two(corpus, hosts, tmp_path):
-    hosts.config(corpus, **STEPS)
+def test_on_two_hosts_of_which_one_is_late_then_on_one_then_on_two(hosts, tmp_path):
+    """From the example clips on, which are made to shards first."""
+    shard = [sys.executable, "-m", "alpro_launch.cli", "shard", ROOT / "configs/demo/shard.yaml"]
+    settings = [f"manifest={ROOT}/examples/clips/manifest.jsonl", f"work_dir={tmp_path}"]
+    assert ended(hosts.start([*shard, *settings])) == [0]
+    hosts.config(tmp_path / "shards", **STEPS)
     first = hosts.deepspeed(0)
     first.wait_for(f"meet at   127.0.0.1:{hosts.port} through lo", 90)
     assert "ranks     2 on 2 nodes, as found in the variables of the launcher" in first.printed()
@@ -85,7 +93,7 @@ def test_a_host_that_never_starts_is_named(corpus, hosts):
     hosts.config(corpus, **{"train.timeout_s": 3})
     first = hosts.deepspeed(0)
     assert ended(first) == [HARDWARE]
-    assert "rank 0: error: rank 1 of 2 did not come within train.timeout_s=3 s; there is rank 0 on" in first.printed()
+    assert "rank 0: error: rank 1 of 2 did not come within 3 s; there is rank 0 on" in first.printed()
     assert "Traceback" not in first.printed()
 
 
@@ -151,8 +159,22 @@ def test_two_tasks_of_slurm(corpus, hosts):
         (2, "7", 1, 2, "step-000001", "step-000002", 0),
     ]
     assert "ranks     2 on 1 node, as found in the variables of Slurm" in tasks[0].printed()
+    assert f"\nconfiguration, also in {hosts.run_dir / 'config.yaml'}:\n" in tasks[0].printed()
     assert f"meet at   localhost:{hosts.port} through lo" in tasks[0].printed()
     assert json.loads((complete_checkpoints(hosts.run_dir)[-1] / "state.json").read_text())["world_size"] == 2
+
+
+def test_a_task_of_slurm_that_is_asked_to_end_while_it_waits(corpus, hosts):
+    hosts.config(corpus)
+    step = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost"}
+    place = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "MASTER_PORT": str(hosts.port)}
+    task = hosts.start([sys.executable, "-m", "alpro_launch.train", hosts.folder / "run.yaml"], **step, **place)
+    wait_until(lambda: read_launch_log(hosts.run_dir), 90, task)
+    os.kill(task.pid, signal.SIGTERM)
+    assert ended(task) == [PREEMPTED]
+    assert task.printed().count("asked to stop before it began") == 1
+    (attempt,) = read_launch_log(hosts.run_dir)
+    assert (attempt["status"], attempt["ended_at"]) == (PREEMPTED, None)
 
 
 def alpro(hosts, node, *arguments):
@@ -202,7 +224,7 @@ def test_alpro_on_each_of_two_hosts(corpus, hosts):
     (rank,) = [one for one in both[1].processes() if "alpro_launch.train" in one.cmdline()]
     rank.kill()
     assert ended(*both) == [0, 0]
-    assert "rank 1 was ended by SIGKILL" in both[1].printed()
+    assert "rank 0 of this machine was ended by SIGKILL (out of memory, perhaps); the same command" in both[1].printed()
     assert all("starting again in 5 s with 1 ranks, from step-0000" in one.printed() for one in both)
     attempts = [json.loads(line) for line in (hosts.run_dir / "logs/launch.jsonl").read_text().splitlines()]
     assert [(one["attempt"], one["status"]) for one in attempts] == [(1, HARDWARE), (2, 0)]

@@ -132,6 +132,7 @@ def test_every_answer_allows_nothing_but_itself(server):
         assert "frame-ancestors 'none'" in policy
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert "Access-Control-Allow-Origin" not in headers
+        assert headers["Cache-Control"] == "no-store", "another index on this port has other clips there"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,26 @@ def test_a_real_browser_shows_the_page_as_a_file(root, tmp_path):
     arguments = ["search", "a red dog", "--page", str(page), "--top", str(NUM_ALL)]
     assert alpro([*arguments, "--index", str(root / "index"), "--model", str(root / "model")]) == 0
     assert_pictures_are_seen(tmp_path, page.as_uri())
+    films = tmp_path / "films.html"
+    films.write_text(page.read_text().replace(" poster=", " data-poster=").replace("<img ", "<x-img "))
+    assert_pictures_are_seen(tmp_path, films.as_uri())
+
+
+def test_an_index_that_is_removed_meanwhile_is_told_as_everything_else(root, tmp_path):
+    for name in ("corpus", "model", "index"):
+        shutil.copytree(root / name, tmp_path / name)
+    server = Server(tmp_path)
+    shutil.rmtree(tmp_path / "index")
+    status, headers, body = server.get("/api/search?q=dog")
+    assert (status, headers["Content-Type"]) == (500, "application/json; charset=utf-8")
+    assert "was removed or changed since the index was opened" in json.loads(body)["error"]
+    status, _, body = server.get("/clip/0/0.jpg")
+    assert status == 404
+    assert b"was removed or changed" in body
+    status, _, body = server.get("/?q=dog")
+    assert status == 500
+    assert Page(body.decode()).all("p", role="alert")
+    assert server.stop() == (0, "stopped\n", ""), "no traceback"
 
 
 def serve(root, *options):

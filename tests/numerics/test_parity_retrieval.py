@@ -27,7 +27,7 @@ from alpro_stream.evaluate.embed import TextEmbeddings, VideoEmbeddings
 from alpro_stream.evaluate.features import Features
 from alpro_stream.evaluate.matching import matching_scores
 from alpro_stream.evaluate.rerank import best_candidates
-from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.evaluate.retrieval import RetrievalConfig
 from alpro_stream.evaluate.scoring import Scoring, score_all
 from alpro_stream.train.distributed import World
 
@@ -135,7 +135,7 @@ def test_the_candidates_of_reranking_keep_their_scores():
     [("msrvtt_1ka", "msrvtt_retrieval"), ("msrvtt_full", "msrvtt_retrieval"), ("didemo", "didemo_retrieval")],
 )
 def test_configurations_look_at_as_much_as_the_published_runs(name, run):
-    config, published = load_config(EvaluateConfig, f"configs/evaluate/{name}.yaml"), facts()["runs"][run]
+    config, published = load_config(RetrievalConfig, f"configs/evaluate/{name}.yaml"), facts()["runs"][run]
     assert (config.num_frames, config.num_tokens) == (published["frames"], published["text_length"])
     assert (config.num_clips, config.dual_softmax, config.captions == "joined") == (1, False, name == "didemo")
     assert (config.mode == "exact") == (name != "msrvtt_full")
@@ -147,7 +147,8 @@ def all_scores(**how):
     text_CLD, text_CE = model.dual.encode_text(*inputs(CASE, "caption_ids", "caption_mask"))
     texts, videos = embeddings(*model.dual.encode_video(pixels("retrieval", torch.float64)), text_CLD, text_CE)
     alone = World(0, 0, 1, torch.device("cpu"))
-    return score_all(model, Features(videos, texts), SIZES["captions"], SIZES["batch"], Scoring(**how), alone)
+    text_C = torch.arange(SIZES["captions"])
+    return score_all(model, Features(videos, texts), text_C, SIZES["batch"], Scoring(**how), alone)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

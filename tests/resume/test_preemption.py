@@ -14,7 +14,7 @@ from dying_runs import assert_same_run, config
 
 from alpro_launch.local_ranks import free_port
 from alpro_stream.config import save_config
-from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
+from alpro_stream.exit_status import HARDWARE, INTERRUPTED, PREEMPTED
 from alpro_stream.run import train
 from alpro_stream.testing.configs import write_corpus
 from alpro_stream.train.checkpoint import complete_checkpoints
@@ -208,6 +208,46 @@ def test_a_run_that_waits_for_another_machine_ends_at_once_when_it_is_asked(tmp_
     assert process.returncode == PREEMPTED, said
     assert said.count("asked to stop before it began") == 1
     assert not run.run_dir.exists()
+
+
+def test_a_launcher_that_is_asked_before_it_has_started_a_rank(tmp_path):
+    """It imports torch itself where it is to start ranks again."""
+    run = config(tmp_path, tmp_path / "run", **STEPS)
+    process = start(run, tmp_path, "alpro_launch.cli", "train", "--max-restarts", "1")
+    deadline = time.monotonic() + 60
+    while not imports_torch(psutil.Process(process.pid)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, said
+    assert [line.startswith("asked to stop before it began") for line in said.splitlines()] == [True]
+
+
+def test_nobody_asked_a_run_that_ends_because_a_rank_was_killed(tmp_path):
+    """While the ranks wait for those of another machine; the launcher ends the others by SIGTERM."""
+    run = config(tmp_path, tmp_path / "run", **{**STEPS, "train.timeout_s": 300})
+    port = free_port()
+    place = ["--nodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    process = start(run, tmp_path, "alpro_launch.cli", "train", "--ranks", "2", *place)
+    deadline = time.monotonic() + 120
+    while not is_open(port):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    last = max(psutil.Process(process.pid).children(), key=lambda child: child.pid)
+    last.kill()
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == HARDWARE, said
+    assert "asked to stop" not in said
+    assert said.splitlines()[-1] == (
+        "error: rank 1 of this machine was ended by SIGKILL (out of memory, perhaps); the same command goes on "
+        "from the last checkpoint"
+    )
+    assert "frame #" not in said
+    # It is in no file yet.
+    assert "configuration" not in printed
 
 
 def is_open(port):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from alpro_stream.config import validate
-from alpro_stream.evaluate.retrieval import EvaluateConfig
+from alpro_stream.evaluate.retrieval import RetrievalConfig
 from alpro_stream.manifest import QA
 from alpro_stream.model.folder import ModelDescription, write_model
 from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
@@ -54,4 +54,4 @@ def evaluation(root, split, **changes):
         "decode": {"num_workers": 0},
         **changes,
     }
-    return validate(EvaluateConfig, values, source="test")
+    return validate(RetrievalConfig, values, source="test")

@@ -2,8 +2,8 @@
 
 import torch
 
+from alpro_stream.evaluate.embed_config import EmbedConfig
 from alpro_stream.evaluate.embed_index import embed_index
-from alpro_stream.evaluate.index import EmbedConfig
 from alpro_stream.model.alpro import ModelConfig, build_model
 from alpro_stream.model.folder import ModelDescription, write_model
 from alpro_stream.stream.text import Tokenizer

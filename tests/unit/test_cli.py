@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from alpro_launch.ablate.config import AblateConfig
+from alpro_launch.ablate.jobs import make_jobs
 from alpro_launch.cli import _parse, find_config, main, split_arguments
 from alpro_launch.evaluate import load_evaluation
 from alpro_launch.local_ranks import rank_environments, train_command
@@ -12,7 +14,8 @@ from alpro_launch.tables import retrieval_table
 from alpro_sharding import ShardConfig
 from alpro_stream.config import load_config
 from alpro_stream.errors import ConfigError
-from alpro_stream.evaluate.index import EmbedConfig
+from alpro_stream.evaluate.embed_config import EmbedConfig
+from alpro_stream.evaluate.offline_features import OfflineConfig
 from alpro_stream.exit_status import CONFIGURATION
 from alpro_stream.run import RunConfig
 
@@ -32,7 +35,22 @@ def test_every_shipped_config_is_valid(path: Path):
     if name == "evaluate":
         load_evaluation(str(path), [])
         return
+    if name == "ablate":
+        _check_ablation(path)
+        return
+    if path.stem == "frozen_features":
+        load_config(OfflineConfig, path)
+        return
     load_config(CONFIG_OF[name], path, ["manifest=m", "out=o"] if name == "shard" else [])
+
+
+def _check_ablation(path: Path):
+    """A grid with all the stages that it names, or a stage, which a grid must name to be of use."""
+    grids = {grid: text for grid in Path("configs/ablate").glob("*.yaml") if "stages:" in (text := grid.read_text())}
+    if path in grids:
+        make_jobs(load_config(AblateConfig, path))
+    else:
+        assert any(f"config: {path}" in text for text in grids.values()), path
 
 
 def test_the_published_runs_are_the_defaults_as_published():

@@ -7,20 +7,33 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from search_files import NUM_CLIPS, NUM_SHARDS, embed, embed_config, make_root, write_tiny_model
 
 from alpro_launch.cli import main as alpro
 from alpro_stream.config import save_config
-from alpro_stream.errors import AlproError, ConfigError, PlanError, ShardError
+from alpro_stream.errors import AlproError, CheckpointError, ConfigError, PlanError, ShardError
 from alpro_stream.evaluate.embed import embed_videos, evenly_spread, stored_clips
-from alpro_stream.evaluate.index import Index, part_path, read_description, write_description
+from alpro_stream.evaluate.index import Index
+from alpro_stream.evaluate.index_clips import IndexClips
+from alpro_stream.evaluate.index_files import (
+    begin_index,
+    part_path,
+    read_description,
+    write_description,
+    write_part,
+)
+from alpro_stream.exit_status import HARDWARE
 from alpro_stream.media import FrameConfig
+from alpro_stream.model.folder import write_model
 from alpro_stream.shards.layout import DatasetInfo, save_dataset_info
+from alpro_stream.shards.storage import temporary_beside
 from alpro_stream.shards.writer import ShardWriter
 from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.decode import DecodeConfig
@@ -121,7 +134,6 @@ def test_a_part_that_is_missing_or_damaged_is_made_again_and_no_other(root, suff
         path.write_bytes(path.read_bytes()[:20])
     else:
         spoil(path)
-    (root / "index/parts/.00002.npy.0123456789ab.tmp").write_bytes(b"of a writer that was killed")
 
     if suffix != "json":
         with pytest.raises(ShardError, match=rf"00002.{suffix} is missing or damaged"):
@@ -134,15 +146,162 @@ def test_a_part_that_is_missing_or_damaged_is_made_again_and_no_other(root, suff
     remade = {name for name in before if after[name][0] != before[name][0]}
     if not (suffix == "json" and harm == "spoiled"):  # Its last byte is a line's end: still the same JSON, or none.
         assert remade == {"00002.npy", "00002.jsonl", "00002.json"}
-        assert after.keys() == before.keys(), "leftovers go"
+        assert after.keys() == before.keys()
     Index(root / "index")
+
+
+def test_what_killed_writers_left_goes_and_what_another_one_is_writing_stays(root):
+    old, new = (root / f"index/parts/.00002.npy.{name}.tmp" for name in ("of-a-dead-one", "of-a-live-one"))
+    for leftover in (old, new):
+        leftover.write_bytes(b"the beginning")
+    os.utime(old, (time.time() - 7200,) * 2)
+    part_path(root / "index", 2, "json").unlink()
+    embed(root)
+    assert not old.exists()
+    assert new.read_bytes() == b"the beginning"
+
+
+def test_parts_of_another_model_are_made_again_where_index_json_was_removed(root):
+    """All other ways to tell are gone: shards, rows and digests are the same."""
+    other = write_tiny_model(root / "other", root / "corpus", seed=1)
+    before = files_of(root / "index")
+    (root / "index/index.json").unlink()
+    embed(root, 0, 2, checkpoint=other)
+    with pytest.raises(ShardError, match="not finished"):
+        Index(root / "index")
+    assert embed(root, 1, 2, checkpoint=other) is not None
+    embed(root, checkpoint=other, out=root / "fresh")
+    after, fresh = files_of(root / "index"), files_of(root / "fresh")
+    assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in fresh.items()}
+    assert all(after[f"{number:05d}.npy"] != before[f"{number:05d}.npy"] for number in PARTS)
+
+
+def test_an_index_with_a_part_of_something_else_is_refused(root):
+    description = read_description(root / "index")
+    assert description.parts is not None
+    odd = description.parts[3].model_copy(update={"identity_sha256": "0" * 64})
+    parts = (*description.parts[:3], odd, *description.parts[4:])
+    write_description(root / "index", description.model_copy(update={"parts": parts}))
+    with pytest.raises(ShardError, match=r"part 3 of .* is of another model or other data than index.json says"):
+        Index(root / "index")
+    embed(root)
+    assert len(Index(root / "index")) == NUM_CLIPS
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff\xfe", b'{"format_version": 1}'])
+def test_a_damaged_description_is_made_anew_as_its_message_says(root, content, caplog):
+    (root / "index/index.json").write_bytes(content)
+    with pytest.raises(ShardError, match="make it anew with `alpro embed`"):
+        Index(root / "index")
+    before = files_of(root / "index")
+    assert embed(root) is not None
+    assert len(Index(root / "index")) == NUM_CLIPS
+    assert files_of(root / "index") == before, "its parts are whole"
+    assert "cannot be read as an index" in caplog.text
+
+
+def test_of_two_that_begin_at_once_one_is_refused(made, tmp_path, monkeypatch):
+    """Another one writes index.json after this one found none, and before it writes its own."""
+    ours = read_description(made / "index").model_copy(update={"parts": None})
+    theirs = ours.model_copy(update={"weights_sha256": "0" * 64})
+
+    def overtaken(path):
+        monkeypatch.undo()
+        begin_index(tmp_path / "index", theirs)
+        return temporary_beside(path)
+
+    monkeypatch.setattr("alpro_stream.evaluate.index_files.temporary_beside", overtaken)
+    with pytest.raises(ConfigError, match="holds an index of something else"):
+        begin_index(tmp_path / "index", ours)
+    assert read_description(tmp_path / "index") == theirs
+    assert [path.name for path in (tmp_path / "index").iterdir() if path.is_file()] == ["index.json"]
+
+
+def test_whoever_lost_the_folder_meanwhile_does_not_complete_it(made, tmp_path, monkeypatch):
+    """Somebody removes index.json and begins another index, while the last part is made."""
+    theirs = read_description(made / "index").model_copy(update={"parts": None, "weights_sha256": "0" * 64})
+
+    def write_and_lose(directory, number, part):
+        write_part(directory, number, part)
+        write_description(directory, theirs)
+
+    monkeypatch.setattr("alpro_stream.evaluate.embed_index.write_part", write_and_lose)
+    with pytest.raises(ConfigError, match="holds an index of something else"):
+        embed(made, out=tmp_path / "index")
+    assert read_description(tmp_path / "index") == theirs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_frames": 3}, {"image_size": 64}, {"dimension": 8}, {"weights_sha256": "0"}, {"data": {"video": "0"}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_the_features_is_of_the_identity(root, change):
+    description = read_description(root / "index")
+    other = description.model_copy(update=change)
+    assert other.identity_sha256() != description.identity_sha256()
+    write_description(root / "index", other)
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        embed(root)
+
+
+def test_other_stored_frames_of_whole_videos_are_another_index(root):
+    with pytest.raises(ConfigError, match=r"video.fps: 5.0 != 3.0"):
+        embed(root, video={"fps": 5})
+
+
+def test_an_index_made_by_relative_paths_is_used_from_anywhere(root, monkeypatch):
+    (root / "gone.txt").write_text("video-00003\n")
+    monkeypatch.chdir(root)
+    embed(root, out=root / "relative", sources=[{"path": "corpus/train", "exclude": "gone.txt"}])
+    (root / "elsewhere").mkdir()
+    monkeypatch.chdir(root / "elsewhere")
+    (source,) = read_description(root / "relative").config.sources
+    assert (source.path, source.exclude) == (str(root / "corpus/train"), str(root / "gone.txt"))
+    with closing(IndexClips(Index(root / "relative"))) as clips:
+        assert clips.pictures(0)
+
+
+def test_features_that_are_not_finite_are_refused(root):
+    trained = load_trained(root / "model", torch.device("cpu"))
+    weights = trained.model.state_dict()
+    weights["dual.video_projection.weight"].fill_(3e38)  # Finite, and no feature is.
+    write_model(root / "large", trained.description, weights, trained.tokenizer)
+    with pytest.raises(CheckpointError, match=r"features that are not finite \(nan\)"):
+        embed(root, checkpoint=root / "large", out=root / "of_large")
+
+
+def write_many_shards(root):
+    write_dataset(root / "corpus/train", video_shards=[3] * 60, size=64)
+    write_tokenizer(root / "corpus/tokenizer")
+    write_tiny_model(root / "model", root / "corpus")
+
+
+def test_a_rank_that_is_killed_fails_the_command(tmp_path):
+    write_many_shards(tmp_path)
+    save_config(embed_config(tmp_path, batch_size=1), tmp_path / "embed.yaml")
+    command = [sys.executable, "-m", "alpro_launch.cli", "embed", str(tmp_path / "embed.yaml"), "--ranks", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not part_path(tmp_path / "index", 1, "json").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        killed = next(rank for rank in psutil.Process(process.pid).children() if rank.environ()["RANK"] == "1")
+        killed.kill()
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == HARDWARE
+    last = shown.splitlines()[-1]
+    assert last.startswith("rank 1 ")
+    assert last.endswith("was ended by SIGKILL (out of memory, perhaps); the same command makes what is missing")
+    assert "rank 1, part 1 of its 30: " in shown
+    assert read_description(tmp_path / "index").parts is None
 
 
 def test_killed_in_between_it_goes_on_from_the_parts_that_are_there(tmp_path):
     threads = torch.get_num_threads()
-    write_dataset(tmp_path / "corpus/train", video_shards=[3] * 60, size=64)
-    write_tokenizer(tmp_path / "corpus/tokenizer")
-    write_tiny_model(tmp_path / "model", tmp_path / "corpus")
+    write_many_shards(tmp_path)
     save_config(embed_config(tmp_path, batch_size=1), tmp_path / "embed.yaml")
     command = [sys.executable, "-m", "alpro_launch.embed", str(tmp_path / "embed.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

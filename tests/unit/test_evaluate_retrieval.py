@@ -12,7 +12,8 @@ from retrieval_files import evaluation, write_checkpoint, write_split
 from alpro_launch.cli import main
 from alpro_stream.errors import CheckpointError, ConfigError, DataError
 from alpro_stream.evaluate.embed import StoredClip, stored_clips
-from alpro_stream.evaluate.queries import odd_captions, queries_of, split_digest
+from alpro_stream.evaluate.queries import different_texts, odd_captions, queries_of, split_digest
+from alpro_stream.evaluate.ranking import video_to_text_ranks
 from alpro_stream.evaluate.retrieval import evaluate
 from alpro_stream.exit_status import CONFIGURATION, DATA
 from alpro_stream.model.alpro import DualEncoder
@@ -189,11 +190,15 @@ def test_features_are_kept_for_the_next_evaluation_of_the_same(run, root, result
         patch.setattr(DualEncoder, "encode_video", lambda *_: pytest.fail("encoded again"))
         assert run(**cached)["metrics"] == first["metrics"] == result["metrics"]
         assert run(**cached, mode="rerank", top_k=5)["metrics"]["vtc"] == result["metrics"]["vtc"]
-    for change in ({"num_frames": 4}, {"num_clips": 2}, {"num_tokens": 8}, {"captions": "first"}):
+    changes = ({"num_frames": 4}, {"num_clips": 2}, {"num_tokens": 8}, {"captions": "first"}, {"video": {"fps": 1}})
+    for change in changes:
         run(**cached, **change)
+    monkeypatch.setattr("alpro_stream.evaluate.retrieval.decoder_name", lambda _: "another")
+    run(**cached)
     write_checkpoint(tmp_path / "other/model", seed=1)
     run(**cached, checkpoint=tmp_path / "other/model")
-    assert len(list((tmp_path / "cache").iterdir())) == 6
+    assert len(list((tmp_path / "cache").iterdir())) == 8
+    monkeypatch.undo()
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"features-\w+-rank0of1.safetensors cannot be read.*remove it"):
         run(**cached)
@@ -230,6 +235,68 @@ def test_a_split_without_captions_is_refused(root, tmp_path):
         queries_of([clip("a"), clip("b")], "joined")
 
 
+TWINS = [["a red dog", "a dog"], ["a cat"], ["a dog", "a car"], ["a cat"], ["a tree", "The Car", "a dog"], ["a boat"]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "rerank", "top_k": 3}, {"dual_softmax": True}], ids=str)
+def test_equal_captions_have_equal_scores_whatever_the_batches(root, tmp_path, changes):
+    """Capitals make no difference to the tokenizer; of 9 captions 3, 2, 2 and 1 are of several videos, or of one."""
+    write_split(tmp_path / "split", TWINS)
+    found = []
+    for size in (3, 5, 32):
+        result = evaluate(evaluation(root, tmp_path / "split", out=tmp_path / str(size), batch_size=size, **changes))
+        found.append(result["metrics"])
+        scores = scores_of(tmp_path / str(size))
+        captions = scores["captions"].tolist()
+        for text in ("a dog", "a cat"):
+            rows = [number for number, caption in enumerate(captions) if caption == text]
+            for name in ("vtc", "vtm"):
+                assert all((scores[name][row] == scores[name][rows[0]]).all() for row in rows)
+        assert result["split"]["captions_of_several_videos"] == 5
+        assert "that of another video counts against the right answer" in result["protocol"]["equal_captions"]
+    assert all(metrics == found[0] for metrics in found)
+
+
+def test_equal_captions_go_through_the_model_once(root, tmp_path, monkeypatch):
+    write_split(tmp_path / "split", TWINS)
+    rows = Counter()
+    for owner, method in ((DualEncoder, "encode_text"), (MultimodalEncoder, "forward")):
+        original = getattr(owner, method)
+
+        def counting(self, first, *rest, _name=method, _original=original, **named):
+            rows[_name] += len(first)
+            return _original(self, first, *rest, **named)
+
+        monkeypatch.setattr(owner, method, counting)
+    evaluate(evaluation(root, tmp_path / "split", out=tmp_path / "out"))
+    # The Car of video 4 is not a car of video 2.
+    assert rows == {"encode_text": 7, "forward": 7 * 6}
+
+
+def test_an_equal_caption_of_another_video_counts_against_the_right_one(root, tmp_path):
+    """Both cats have the same only caption, so its rank is 2 at best; a video is no rival of itself."""
+    write_split(tmp_path / "split", [["a cat", "a cat"], ["a cat"], ["a dog", "a dog"]])
+    evaluate(evaluation(root, tmp_path / "split", out=tmp_path / "out", scores=["vtc"]))
+    scores = torch.from_numpy(scores_of(tmp_path / "out")["vtc"])
+    ranks = video_to_text_ranks(scores, torch.tensor([0, 0, 1, 2, 2]))
+    dog_is_first = scores[3, 2] > scores[0, 2]
+    assert ranks.tolist() == [
+        2 if scores[0, 0] > scores[3, 0] else 4,
+        3 if scores[0, 1] > scores[3, 1] else 5,
+        1 if dog_is_first else 4,
+    ]
+
+
+def test_texts_differ_by_what_the_model_reads(root):
+    tokenizer = Tokenizer(str(root / "tokenizer"), 12)
+    long = " ".join(["dog"] * 10)
+    found = different_texts(["a dog", "A Dog", "a cat", f"{long} cat", f"{long} tree", "a dog"], tokenizer)
+    assert found.texts == ["a dog", "a cat", f"{long} cat"]
+    assert found.text_C.tolist() == [0, 0, 1, 2, 2, 0]
+    assert found.num_of_several(torch.tensor([0, 0, 1, 2, 3, 0])) == 2
+    assert different_texts(["a dog cat", "a dog tree"], tokenizer, 4).text_C.tolist() == [0, 0]
+
+
 def test_a_video_without_a_caption_is_a_candidate(root, tmp_path):
     write_split(tmp_path / "split", [["a red dog", "is it a dog?"], ["what is it?"], ["a cat"]])
     found = evaluate(evaluation(root, tmp_path / "split", out=tmp_path / "out"))
@@ -250,6 +317,13 @@ def test_a_model_of_the_wrong_task_is_refused_before_anything_is_encoded(root, t
     write_checkpoint(tmp_path / "model", task)
     with pytest.raises(ConfigError, match=message):
         evaluate(evaluation(tmp_path, root / "split"))
+
+
+def test_a_prompter_is_not_told_what_does_not_go_together(root, tmp_path):
+    write_checkpoint(tmp_path / "model", "prompter")
+    with pytest.raises(ConfigError, match=r"set scores=\[vtc\] mode=exact"):
+        evaluate(evaluation(tmp_path, root / "split", mode="rerank", top_k=2))
+    evaluate(evaluation(tmp_path, root / "split", mode="exact", scores=["vtc"], top_k=2))
 
 
 def test_a_prompter_ranks_by_vtc(root, tmp_path):

@@ -53,7 +53,7 @@ def features_of(random, num_captions=NUM_CAPTIONS, num_videos=NUM_VIDEOS, num_cl
 
 
 def scored(model, features, num_captions=NUM_CAPTIONS, num_videos=NUM_VIDEOS, **how):
-    return score_all(model, features, num_captions, num_videos, Scoring(**how), ALONE)
+    return score_all(model, features, torch.arange(num_captions), num_videos, Scoring(**how), ALONE)
 
 
 @pytest.mark.parametrize("how", ["mean", "max", "lse"])

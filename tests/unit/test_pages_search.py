@@ -1,5 +1,6 @@
 """The page of a search: all text escaped, pictures inside or from its own server alone, readable without motion."""
 
+import base64
 import dataclasses
 import re
 
@@ -55,6 +56,21 @@ def test_a_page_as_a_file_loads_nothing():
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert "img-src data:;" in policy["content"]
     assert "form-action 'none'" in policy["content"]
+
+
+def test_a_clip_is_played_from_the_page_itself_and_its_first_frame_is_the_poster():
+    film = b"\x1a\x45\xdf\xa3 of a clip"
+    page = Page(pages.render_search(page_with(hits=(hit('"><b>', clip=film), hit("an image", 2)))))
+    (video,) = page.all("video")
+    assert base64.b64decode(video["src"].removeprefix("data:video/webm;base64,")) == film
+    assert video["poster"].startswith("data:image/jpeg;base64,")
+    assert "controls" in video
+    assert "autoplay" not in video
+    assert len(page.all("img")) == 3, "of the other one"
+    (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "media-src data:;" in policy["content"]
+    with pytest.raises(MediaError, match="WebM for a clip"):
+        pages.render_search(page_with(hits=(hit(clip=b"MZ"),)))
 
 
 def test_a_served_page_asks_its_own_server_for_pictures():

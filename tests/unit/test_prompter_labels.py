@@ -68,6 +68,17 @@ def test_an_entity_is_the_mean_of_its_unit_prompts_and_not_normalised_again(enco
     assert (bank.norm(dim=1) < 0.999).all()
 
 
+def test_a_single_prompt_is_one_sentence_with_a_bank_of_its_own(encoder, tokenizer, tmp_path):
+    bank = build_bank(encoder, tokenizer, ENTITIES, "video", "single")
+    ids, mask = tokenizer([f"A video of a {entity}." for entity in ENTITIES], 15)
+    torch.testing.assert_close(bank, encoder.encode_text(ids, mask)[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(bank.norm(dim=1), torch.ones(3))
+    paths = {bank_path(tmp_path, "digest", tokenizer, ENTITIES, how) for how in ("single", "ensemble")}
+    assert len(paths) == 2
+    write_bank(encoder, tokenizer, ENTITIES, tmp_path / "single", "single")
+    torch.testing.assert_close(load_bank(tmp_path / "single")["video"], bank)
+
+
 def test_kinds_have_banks_of_their_own(encoder, tokenizer, tmp_path):
     path = bank_path(tmp_path / "banks", "digest", tokenizer, ENTITIES)
     write_bank(encoder, tokenizer, ENTITIES, path)

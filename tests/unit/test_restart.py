@@ -25,6 +25,7 @@ from alpro_launch.restart import (
     keep_training,
     next_attempt,
 )
+from alpro_stream.config import save_config
 from alpro_stream.errors import RankError
 from alpro_stream.exit_status import BUG, CONFIGURATION, DATA, HARDWARE, INTERRUPTED, PREEMPTED
 from alpro_stream.run import RunConfig
@@ -140,12 +141,38 @@ def test_who_does_not_save_in_time_has_failed():
     assert ended == (-signal.SIGKILL, 0, True)
 
 
-def test_asked_to_end_while_it_waits(tmp_path):
+def test_asked_to_end_while_it_waits(tmp_path, capsys):
     script = Script(tmp_path, [(HARDWARE, 0, 8)])
     started = time.monotonic()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert keep_training(script, 8, [8], 5, tmp_path).status == PREEMPTED
     assert time.monotonic() - started < 4
+    assert "\nasked to stop while it waited to start again; the same command goes on\n" in capsys.readouterr().err
+    (attempt,) = read_launch_log(tmp_path)
+    assert [attempt[key] for key in ("status", "was_asked", "next_ranks")] == [HARDWARE, True, 0]
+
+
+def test_asked_to_end_while_it_asks_the_hosts(tmp_path, monkeypatch):
+    for name, text in (("ssh", "#!/bin/sh\nkill -TERM $PPID\n"), ("pdsh", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "hosts").write_text("node1 slots=1\n")
+    save_config(RunConfig.model_validate(tiny_run(tmp_path, tmp_path / "run")), tmp_path / "run.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "alpro_launch.cli",
+        "train",
+        tmp_path / "run.yaml",
+        "--hostfile",
+        tmp_path / "hosts",
+    ]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == PREEMPTED, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("asked to stop before it began")
+    assert not (tmp_path / "run").exists()
 
 
 def test_inspecting_a_run_shows_its_attempts(tmp_path, waits):

@@ -1,5 +1,6 @@
 """Searching: exact, the same by FAISS, the best in the order of VTM, and every mistake in its own words."""
 
+import base64
 import io
 import shutil
 import statistics
@@ -12,21 +13,24 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from page_files import Page
+from PIL import Image
 from search_files import NUM_CLIPS, embed, make_root, write_tiny_model
 
 from alpro_launch.cli import main as alpro
 from alpro_stream.errors import CheckpointError, ConfigError, ShardError
 from alpro_stream.evaluate.embed import embed_texts
-from alpro_stream.evaluate.index import part_path, read_description
-from alpro_stream.evaluate.index_clips import IndexClips
+from alpro_stream.evaluate.index_clips import IndexClips, film_times
+from alpro_stream.evaluate.index_files import part_path, read_description
 from alpro_stream.evaluate.matching import matching_scores
 from alpro_stream.evaluate.nearest import FaissIndex, nearest
 from alpro_stream.evaluate.search import check_query, open_searcher
 from alpro_stream.exit_status import CONFIGURATION
+from alpro_stream.media.playable import encode_webm
 from alpro_stream.shards.storage import file_digest
 from alpro_stream.testing.shards import write_dataset
 from alpro_stream.train.restore import load_trained
@@ -239,6 +243,50 @@ def test_pictures_are_spread_over_the_clip_and_carry_its_times(made, searcher):
     assert [picture.time_s for picture in searcher.clips.pictures(image.number)] == [None]
 
 
+def shown_times(film):
+    with av.open(io.BytesIO(film)) as container:
+        frames = list(container.decode(video=0))
+        return [frame.time for frame in frames], container.duration / 1e6, frames
+
+
+def test_a_film_shows_the_stored_frames_at_their_times(made, searcher):
+    video = next(hit for hit in searcher.search(QUERY, NUM_CLIPS) if hit.row.source == "video")
+    image = next(hit for hit in searcher.search(QUERY, NUM_CLIPS) if hit.row.source == "image")
+    film = searcher.clips.film(video.number)
+    times, duration_s, frames = shown_times(film)
+    assert times == pytest.approx([number / 3 for number in range(6)], abs=0.002)
+    assert duration_s == pytest.approx(2, abs=0.002), "the last frame is shown as long as the others"
+    for frame, picture in zip(frames, searcher.clips.pictures(video.number), strict=True):
+        still = np.asarray(Image.open(io.BytesIO(picture.jpeg)), dtype=int)
+        assert np.abs(frame.to_ndarray(format="rgb24") - still).mean() < 8
+    assert len(film) < 50_000
+    assert searcher.clips.film(video.number) == film
+    assert searcher.clips.film(image.number) == b""
+
+
+@pytest.mark.parametrize("times", [[None] * 3, [0, 0, 0], [2, 1, 0], [0, float("nan"), 1], [0, 1, float("inf")]])
+def test_times_that_are_none_to_play_by_are_four_a_second(times):
+    assert film_times(times) == [0, 0.25, 0.5]
+    assert film_times([5.0, 5.1, 7.0]) == [5.0, 5.1, 7.0]
+
+
+def test_a_film_of_noise_is_of_limited_size():
+    noise = np.random.default_rng(0).integers(0, 256, (32, 256, 256, 3), dtype=np.uint8)
+    assert len(encode_webm(noise, [number / 3 for number in range(32)])) < 1_500_000
+
+
+def test_rows_that_were_removed_meanwhile_are_an_error_of_the_index(root):
+    searcher = open_searcher(root / "index", root / "model", needs_clips=True)
+    shutil.rmtree(root / "index/parts")
+    with pytest.raises(ShardError, match=r"jsonl was removed or changed since the index was opened"):
+        searcher.search(QUERY, 3)
+    (root / "index/parts").mkdir()
+    part_path(root / "index", 0, "jsonl").write_text("{}\n")
+    with pytest.raises(ShardError, match="was removed or changed"):
+        searcher.index.row(0)
+    searcher.close()
+
+
 def test_videos_in_tars_of_another_tool_are_searched_and_shown(made, tmp_path):
     (tmp_path / "tars").mkdir()
     videos = sorted(Path("examples/clips/videos").iterdir())[:2]
@@ -256,6 +304,8 @@ def test_videos_in_tars_of_another_tool_are_searched_and_shown(made, tmp_path):
         pictures = searcher.clips.pictures(hits[0].number)
         assert [picture.time_s for picture in pictures] == [None] * 8
         assert len({picture.jpeg for picture in pictures}) > 1
+        times, _, _ = shown_times(searcher.clips.film(hits[0].number))
+        assert times == pytest.approx([number / 4 for number in range(32)], abs=0.002)
 
 
 def test_data_sets_behind_addresses_are_read_through_the_cache(made, tmp_path):
@@ -294,9 +344,13 @@ def test_the_page_is_one_file_with_query_scores_and_pictures(made, tmp_path):
     assert f"The best 4 of {NUM_CLIPS} clips" in text
     assert text.count("similarity") == 4
     assert text.count("match ") == 2
-    pictures = [image["src"] for image in shown.all("img")]
-    assert pictures
-    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures)
+    films = [base64.b64decode(video["src"].removeprefix("data:video/webm;base64,")) for video in shown.all("video")]
+    assert films
+    assert len(films) + len(shown.all("img")) == 4, "an image is a picture"
+    assert all(len(shown_times(film)[0]) == 6 for film in films)
+    posters = [video["poster"] for video in shown.all("video")]
+    assert all(poster.startswith("data:image/jpeg;base64,") for poster in posters)
+    assert all("controls" in video for video in shown.all("video"))
     assert not shown.all("b")
     assert not shown.all("script")
 

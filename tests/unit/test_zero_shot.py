@@ -7,10 +7,13 @@ from retrieval_files import write_checkpoint, write_split
 from alpro_launch.cli import main
 from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError, DataError
-from alpro_stream.evaluate.embed import embed_texts, embed_videos, evenly_spread, stored_clips
+from alpro_stream.evaluate import zero_shot
+from alpro_stream.evaluate.aggregate import aggregate
+from alpro_stream.evaluate.embed import embed_texts, embed_videos, evenly_spread, pixels_of, stored_clips
 from alpro_stream.evaluate.features import Encoding
 from alpro_stream.evaluate.zero_shot import RecognitionConfig, class_scores, recognise, share_in_top
 from alpro_stream.media import FrameConfig
+from alpro_stream.model.pixels import normalise
 from alpro_stream.prompter.prompts import PROMPT_TOKENS, templates
 from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.decode import DecodeConfig
@@ -26,6 +29,7 @@ CAPTIONS = [["dog", "a red dog moves"], ["Cat"], ["car"], ["tree"], ["boat"], ["
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recognition")
     write_split(folder / "split", CAPTIONS)
+    write_split(folder / "images", [["dog"], ["cat"]], kind="image")
     write_checkpoint(folder / "model")
     return folder
 
@@ -96,11 +100,65 @@ def test_classes_of_a_file_are_more_than_those_of_the_data(root, run, tmp_path):
     assert found["metrics"]["top_5"] < 100
 
 
-def test_clips_and_images_are_aggregated(root, run, tmp_path):
-    write_split(tmp_path / "images", [["dog"], ["cat"]], kind="image")
-    found = run(num_clips=3, aggregation="lse", sources=[{"path": root / "split"}, {"path": tmp_path / "images"}])
+def test_clips_and_images_are_aggregated(root, run):
+    found = run(num_clips=3, aggregation="lse", sources=[{"path": root / "split"}, {"path": root / "images"}])
     assert found["split"]["num_videos"] == 9
     assert set(found["protocol"]["prompts"]) == {"image", "video"}
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "lse"])
+def test_the_similarities_of_clips_are_put_together(root, how):
+    """Against each clip by itself; an image is one clip, and has the sentences of images."""
+    trained = load_trained(root / "model", CPU)
+    sources = open_sources([SourceConfig(path=str(root / name), name=name) for name in ("split", "images")])
+    clips = stored_clips(sources)
+    decoder = build_clip_decoder(DecodeConfig(num_workers=0), 48, 64, None)
+    encoding = Encoding(evenly_spread(6, FrameConfig()), decoder, trained.tokenizer, batch_size=4, num_clips=3)
+    found_VC = class_scores(trained, clips, CLASSES, encoding, how)
+    classes = {kind: class_features(trained, kind) for kind in ("video", "image")}
+    rows = []
+    for clip in clips:
+        frames_THWC = pixels_of([clip], evenly_spread(6, FrameConfig()), decoder)[0]
+        parts = frames_THWC.split(2) if clip.source.kind == "video" else [frames_THWC]
+        class_CE = classes[clip.source.kind]
+        with torch.no_grad():
+            features = [trained.dual.encode_video(normalise(part[None]))[1][0] for part in parts]
+        logits_KC = torch.stack([class_CE @ feature_E / 0.07 for feature_E in features])
+        if clip.source.kind == "image":
+            logits_KC = logits_KC.expand(3, -1)
+        rows.append(aggregate(logits_KC.T, how))
+    decoder.close()
+    torch.testing.assert_close(found_VC, torch.stack(rows), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(classes["video"], classes["image"], atol=1e-3)
+
+
+def class_features(trained, kind):
+    """Of each class, the mean of its sentences."""
+    sentences = [template.format(name) for name in CLASSES for template in templates(kind)]
+    texts = embed_texts(trained.dual, sentences, trained.tokenizer, 60, PROMPT_TOKENS)
+    return texts.feature_CE.view(len(CLASSES), 12, -1).mean(dim=1)
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "lse"])
+def test_the_way_that_is_asked_for_is_used(run, monkeypatch, how):
+    asked = []
+    original = zero_shot.aggregate
+    monkeypatch.setattr(zero_shot, "aggregate", lambda logits, how: asked.append(how) or original(logits, how))
+    run(num_clips=3, aggregation=how)
+    assert set(asked) == {how}
+
+
+def test_a_question_is_no_class(root, run, tmp_path):
+    """In shards of questions a question stands in for the caption; such a video is left out, and counted."""
+    write_split(tmp_path / "split", [["is it red?", "dog"], ["what is it?"], ["cat"]])
+    (tmp_path / "classes.txt").write_text("dog\ncat\ntree\n")
+    names = ("num_videos", "num_videos_without_class", "num_classes", "num_unlisted_classes")
+    for classes, num_classes in ((None, 2), (tmp_path / "classes.txt", 3)):
+        found = run(sources=[{"path": tmp_path / "split"}], classes=classes)
+        assert [found["split"][name] for name in names] == [2, 1, num_classes, 0]
+    write_split(tmp_path / "asked", [["what is it?"], ["is it a dog?"]])
+    with pytest.raises(DataError, match=r"2 videos and images, and no caption \(questions are none\)"):
+        run(sources=[{"path": tmp_path / "asked"}])
 
 
 @pytest.mark.parametrize(

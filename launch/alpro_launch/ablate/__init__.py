@@ -1,0 +1,1 @@
+"""`alpro ablate`: a grid of runs over several seeds, its table and its statistics; docs/ablation.md."""
