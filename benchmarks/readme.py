@@ -1,4 +1,7 @@
-"""Writes the tables of README.md and docs/decoding.md from `benchmarks/results/`: `python benchmarks/readme.py`."""
+"""Writes the tables of README.md, docs/decoding.md and docs/ablation.md from `benchmarks/results/`.
+
+As `python benchmarks/readme.py`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +11,9 @@ from typing import Any
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
 DECODING = Path("docs/decoding.md")
+ABLATION = Path("docs/ablation.md")
+ABLATIONS = ("losses", "frames", "motion", "pem", "prompts", "entities")
+"""In the order of the page; those that were run."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 Results = Mapping[str, dict[str, Any]]
@@ -67,8 +73,50 @@ def fill(document: str, text: str) -> str:
 def current() -> dict[Path, str]:
     """The documents as they should be for the committed results."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
-    texts = {README: section(results), DECODING: tables(results)}
+    files = [RESULTS / "ablation" / f"{name}.json" for name in ABLATIONS]
+    ablations = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    texts = {README: section(results), DECODING: tables(results), ABLATION: "\n\n".join(map(_ablation, ablations))}
     return {path: fill(path.read_text(encoding="utf-8"), text) for path, text in texts.items()}
+
+
+def _ablation(result: dict[str, Any]) -> str:
+    """A line for each measure, a column for each row of the grid; then the differences by seed."""
+    rows, seeds = list(result["cells"]), result["seeds"]
+    lines = [
+        f"`alpro ablate configs/ablate/{result['ablation']}.yaml`, {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''}, {result['machine']['num_cores']:g} cores ({result['machine']['cpu']}):",
+        "",
+        f"| | {' | '.join(rows)} |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for measure in result["measures"]:
+        cells = [_spread(result["cells"][row][measure["name"]], len(seeds)) for row in rows]
+        lines.append(f"| {measure['name']} ({measure['unit']}) | {' | '.join(cells)} |")
+    compared = [one for one in result["comparisons"] if len(one["differences"]) > 1]
+    if compared:
+        lines += [
+            "",
+            f"Minus {result['baseline']}, seed by seed:",
+            "",
+            "| | | by seed | mean ± sd | same sign | seeds needed |",
+        ]
+        lines += ["|---|---|---|---|---|---|", *map(_difference, compared)]
+    return "\n".join(lines)
+
+
+def _spread(cell: dict[str, Any], num_seeds: int) -> str:
+    if cell["mean"] is None:
+        return "-"
+    spread = "" if cell["sd"] is None else f" ± {cell['sd']:.1f}"
+    fewer = f" (of {len(cell['values'])} seeds)" if len(cell["values"]) < num_seeds else ""
+    return f"{cell['mean']:.1f}{spread}{fewer}"
+
+
+def _difference(one: dict[str, Any]) -> str:
+    by_seed = ", ".join(f"{value:+.1f}" for value in one["differences"].values())
+    needed = "-" if one["seeds_needed"] is None else one["seeds_needed"]
+    sign = "yes" if one["same_sign"] else "no"
+    return f"| {one['row']} | {one['measure']} | {by_seed} | {one['mean']:+.1f} ± {one['sd']:.1f} | {sign} | {needed} |"
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 Prompting = Literal["ensemble", "single"]
 """An entity in all twelve sentences of a kind, whose features are averaged, as published; or in one of them, which the
-paper compares with that (table 7)."""
+paper compares with that."""
 
 PROMPT_TOKENS = 15
 """Published length of a prompt in tokens."""

@@ -11,26 +11,28 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from alpro_stream.config import Config
+from alpro_stream.config import Config, differences
+from alpro_stream.errors import ConfigError
 from alpro_stream.losses.mlm import mlm_loss
 from alpro_stream.model.alpro import AlproModel, ModelConfig, build_model
-from alpro_stream.model.folder import CONFIG_FILE, ModelDescription, write_model
+from alpro_stream.model.folder import ModelDescription, write_model
 from alpro_stream.model.pixels import normalise
 from alpro_stream.stream.seeds import sample_keys
 from alpro_stream.stream.text import TextConfig, Tokenizer
-from alpro_stream.testing.glyphs.corpus import MANIFEST_FILE
+from alpro_stream.testing.glyphs.corpus import MANIFEST_FILE, CorpusConfig, read_corpus_config, split_of
 from alpro_stream.testing.glyphs.render import draw_picture
 from alpro_stream.testing.glyphs.scene import GRID, Thing
-from alpro_stream.testing.glyphs.vocabulary import COLOURS, NOUNS
+from alpro_stream.testing.glyphs.vocabulary import COLOURS, NOUNS, TILE_SIDE
 
+_SETTINGS_FILE = "starting_weights.json"
 _LAST = 50
 """Steps at the end whose figures are told."""
 
@@ -62,13 +64,18 @@ class StartingWeightsConfig(Config):
     text: TextConfig
     """Captions to tokens."""
     classes: Literal["all", "others"] = "all"
-    """Objects of the pictures: all that have a glyph, or those alone that the corpus does not show."""
-    num_nouns: int = Field(default=24, ge=4)
-    """Nouns of the corpus; the others are those behind them."""
+    """Objects of the pictures: all that have a glyph, or those alone that the corpus does not show. Of the corpus's
+    objects only the colours that its training clips show them in."""
     pictures: StepsConfig = StepsConfig(max_steps=1200, batch_size=64, learning_rate=2e-3)
     """Of the video encoder: which object, which colour."""
     captions: StepsConfig = StepsConfig(max_steps=400, batch_size=64, learning_rate=2e-3)
     """Of the text encoder and the multimodal encoder: masked words."""
+
+    @model_validator(mode="after")
+    def _dots_are_whole(self) -> Self:
+        if (size := self.model.video.image_size) % (GRID * TILE_SIDE):
+            raise ValueError(f"model.video.image_size {size} is no multiple of {GRID * TILE_SIDE}, dots of a frame")
+        return self
 
 
 def train_starting_weights(config: StartingWeightsConfig, tell: Callable[[str], None] = print) -> None:
@@ -77,8 +84,11 @@ def train_starting_weights(config: StartingWeightsConfig, tell: Callable[[str], 
     Args:
         config: of both stages.
         tell: gets a line of text after each.
+
+    Raises:
+        ConfigError: other ones are there; or the corpus shows all objects that have a glyph, and others are wanted.
     """
-    if (config.out / CONFIG_FILE).is_file():
+    if _is_there(config):
         tell(f"there already: {config.out}")
         return
     torch.manual_seed(config.seed)
@@ -86,6 +96,8 @@ def train_starting_weights(config: StartingWeightsConfig, tell: Callable[[str], 
     model = build_model("pretrain", config.model, tokenizer.vocab_size)
     assert isinstance(model, AlproModel)
     model.apply(_start_wide)
+    # Again, after that: what the encoder learns in pictures is then what it knows of a clip's frames.
+    model.dual.video_encoder.start_time_as_identity()
     accuracy = _train_pictures(model, config)
     tell(f"objects in still pictures: {100 * accuracy:.0f} % named in the last {_LAST} steps")
     loss = _train_captions(model, tokenizer, config)
@@ -94,7 +106,21 @@ def train_starting_weights(config: StartingWeightsConfig, tell: Callable[[str], 
         task="pretrain", model=config.model, vocab_size=tokenizer.vocab_size, num_tokens=config.text.num_tokens
     )
     write_model(config.out, description, model.state_dict(), tokenizer)
+    (config.out / _SETTINGS_FILE).write_text(json.dumps(_settings(config), indent=1) + "\n", encoding="utf-8")
     tell(f"written: {config.out}")
+
+
+def _is_there(config: StartingWeightsConfig) -> bool:
+    path = config.out / _SETTINGS_FILE
+    if not path.is_file():
+        return False
+    if unlike := differences(json.loads(path.read_text(encoding="utf-8")), _settings(config)):
+        raise ConfigError(f"{config.out} holds other starting weights ({'; '.join(unlike)}): choose another `out`")
+    return True
+
+
+def _settings(config: StartingWeightsConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"work_dir", "out", "corpus"})
 
 
 def _start_wide(module: nn.Module) -> None:
@@ -115,16 +141,16 @@ def _train_pictures(model: AlproModel, config: StartingWeightsConfig) -> float:
     # One frame as it is, and not as four equal ones: the parts that look over time stay fresh.
     encoder.config = video.model_copy(update={"still": "once"})
     spatial = [p for name, p in encoder.named_parameters() if "temporal" not in name and name != "time_embed"]
-    first = 0 if config.classes == "all" else config.num_nouns
+    corpus = read_corpus_config(config.corpus)
+    first = 0 if config.classes == "all" else corpus.num_nouns
     nouns = range(first, len(NOUNS))
+    if not nouns:
+        raise ConfigError(f"classes=others, and {config.corpus} shows all {len(NOUNS)} objects: set classes=all")
     head = nn.Linear(video.width, len(nouns) + len(COLOURS))
     random, right = Random(f"pictures/{config.seed}"), list[float]()
 
     def step(number: int) -> Tensor:
-        things = [
-            Thing(noun=random.choice(nouns), colour=random.randrange(len(COLOURS)))
-            for _ in range(config.pictures.batch_size)
-        ]
+        things = [_draw_thing(random, nouns, corpus) for _ in range(config.pictures.batch_size)]
         frames = [
             draw_picture(
                 thing,
@@ -145,6 +171,14 @@ def _train_pictures(model: AlproModel, config: StartingWeightsConfig) -> float:
     encoder.config = video
     encoder.start_time_as_identity()
     return float(np.mean(right[-_LAST:]))
+
+
+def _draw_thing(random: Random, nouns: range, corpus: CorpusConfig) -> Thing:
+    """With any colour, but for the pairs that held-out clips are about."""
+    while True:
+        thing = Thing(noun=random.choice(nouns), colour=random.randrange(len(COLOURS)))
+        if thing.noun >= corpus.num_nouns or split_of(thing.noun, thing.colour, corpus.held_out) == "train":
+            return thing
 
 
 def _train_captions(model: AlproModel, tokenizer: Tokenizer, config: StartingWeightsConfig) -> float:

@@ -231,7 +231,7 @@ def test_a_rank_killed_then_the_launcher_killed_and_each_time_started_again_at_o
     rank_process(sitting.mark, 1).kill()
     status, printed = sitting.end(40)
     assert status == HARDWARE
-    assert "rank 1 was ended by SIGKILL" in printed
+    assert "rank 1 of this machine was ended by SIGKILL" in printed
     assert GOES_ON in printed
     sitting = start()
     sitting.wait_for_step(9)

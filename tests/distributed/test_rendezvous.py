@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
 
 import pytest
+import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore, distributed_c10d
 
 from alpro_launch import topology
@@ -149,6 +150,8 @@ def test_one_deadline_for_all_that_a_rank_waits_for(monkeypatch):
 
 def test_the_wait_for_the_name_of_the_first_machine_is_part_of_that(monkeypatch, tmp_path, capsys):
     """By the entry of a rank, whose first one never listens."""
+    if dist.is_initialized():  # By a training of another test, in whose group this rank would be.
+        dist.destroy_process_group()
     config = tmp_path / "run.yaml"
     run = tiny_run(write_corpus(tmp_path / "corpus"), tmp_path / "run", {"train.timeout_s": 5})
     save_config(RunConfig.model_validate(run), config)

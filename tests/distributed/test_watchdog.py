@@ -109,10 +109,11 @@ def corpus(tmp_path_factory):
 def test_a_read_that_never_returns_ends_the_run_on_every_rank(corpus, tmp_path):
     """As from a file server that is gone: both ranks end, with what was waited for and where."""
     changes = {"train.timeout_s": 5, "train.max_steps": 5000, "train.rehearsal": False}
-    config = tmp_path / "run.yaml"
-    save_config(RunConfig.model_validate(tiny_run(corpus, tmp_path / "run", changes)), config)
+    config, own = tmp_path / "run.yaml", tmp_path / "corpus"
+    shutil.copytree(corpus, own)
+    save_config(RunConfig.model_validate(tiny_run(own, tmp_path / "run", changes)), config)
     # Opening a pipe that nobody writes to blocks; the description and the index are read, then the tar.
-    for tar in (corpus / "train").glob("*.tar"):
+    for tar in (own / "train").glob("*.tar"):
         tar.unlink()
         os.mkfifo(tar)
     command = [sys.executable, "-m", "alpro_launch.cli", "train", str(config), "--ranks", "2"]

@@ -67,9 +67,14 @@ def complete_caption(scene: Scene) -> str:
     return _sentence([_movement(mover) for mover in scene.movers], _in_corner(scene.still, _full_name))
 
 
-def questions(scene: Scene) -> list[tuple[str, str]]:
-    """All questions that have one answer, with it; the first word is the type."""
-    return list(_questions(scene))
+def questions(scene: Scene, num_colours: int = len(COLOURS)) -> list[tuple[str, str]]:
+    """All questions that have one answer, with it; the first word is the type.
+
+    Args:
+        scene: of the clip.
+        num_colours: of the corpus.
+    """
+    return list(_questions(scene, num_colours))
 
 
 def single_facts(scene: Scene) -> list[tuple[str, str]]:
@@ -85,8 +90,14 @@ def single_facts(scene: Scene) -> list[tuple[str, str]]:
     return found
 
 
-def foils(scene: Scene) -> list[Foil]:
-    """The true caption among those in which one thing is wrong: a direction, who has which colour, who goes first."""
+def foils(scene: Scene, is_seen: Callable[[Thing], bool] = lambda thing: True) -> list[Foil]:
+    """The true caption among those in which one thing is wrong: a direction, who has which colour, who goes first.
+
+    Args:
+        scene: of the clip.
+        is_seen: whether training clips show an object; colours are swapped where both captions have as many that none
+            shows. Else the caption of objects that were read of before would be the wrong one as a rule.
+    """
     found, true = list[Foil](), complete_caption(scene)
     if scene.movers:
         first = scene.movers[0]
@@ -97,14 +108,15 @@ def foils(scene: Scene) -> list[Foil]:
         first, second = scene.movers
         if first.thing.colour != second.thing.colour:
             swapped = _with_movers(scene, _coloured(first, second), _coloured(second, first))
-            found.append(Foil(group="binding", captions=(true, complete_caption(swapped)), answer=0))
+            if sum(map(is_seen, swapped.things())) == sum(map(is_seen, scene.things())):
+                found.append(Foil(group="binding", captions=(true, complete_caption(swapped)), answer=0))
         found.append(
             Foil(group="order", captions=(true, complete_caption(_with_movers(scene, second, first))), answer=0)
         )
     return found
 
 
-def _questions(scene: Scene) -> Iterator[tuple[str, str]]:
+def _questions(scene: Scene, num_colours: int) -> Iterator[tuple[str, str]]:
     if still := scene.still:
         noun = NOUNS[still.thing.noun]
         yield f"{_asks_for(still.thing)} is in the {still.corner} corner", noun
@@ -121,9 +133,10 @@ def _questions(scene: Scene) -> Iterator[tuple[str, str]]:
         yield f"what color is the {NOUNS[thing.noun]}", _COLOUR_NAMES[thing.colour]
     # Held-out clips all show three objects: how many there are would be no question.
     seen = Counter(_COLOUR_NAMES[thing.colour] for thing in scene.things())
-    absent = [name for name in _COLOUR_NAMES if name not in seen]
+    absent = [name for name in _COLOUR_NAMES[:num_colours] if name not in seen]
     # Any of them, so that no colour alone gives the answer away.
-    for colour in (*seen, absent[scene.things()[0].noun % len(absent)]):
+    asked = [absent[scene.things()[0].noun % len(absent)]] if absent else []
+    for colour in (*seen, *asked):
         yield f"how many objects are {colour}", _NUMBERS[seen[colour]]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alpro_stream.config import Config, differences
+from alpro_stream.config import Config, differences, validate
 from alpro_stream.errors import ConfigError
 from alpro_stream.testing.glyphs.captions import (
     CaptionConfig,
@@ -75,7 +75,7 @@ class CorpusConfig(Config):
     """One in so many pairs of noun and colour is kept for the test split, as many for validation. Each clip of these
     has a mover with such a pair, and no clip of another split has one."""
     repeat_captions: bool = False
-    """Let training clips have the same caption; else all captions of a split are different."""
+    """Let clips have the same caption; else all captions of a split are different, as retrieval needs them."""
     cell_px: int = Field(default=16, ge=TILE_SIDE, multiple_of=TILE_SIDE)
     """Side of an object's cell in pixels; a frame is four cells wide."""
     questions_per_clip: int = Field(default=4, ge=1)
@@ -96,6 +96,13 @@ class CorpusConfig(Config):
         empty = [split for split, number in self.num_clips.items() if number < 1]
         if empty:
             raise ValueError(f"num_clips.{empty[0]} is {self.num_clips[empty[0]]}: leave a split out, or ask for clips")
+        pairs = product(range(self.num_nouns), range(self.num_colours))
+        splits = {split_of(noun, colour, self.held_out) for noun, colour in pairs}
+        if lacking := [split for split in self.num_clips if split not in splits]:
+            raise ValueError(
+                f"held_out {self.held_out} leaves no pair of {self.num_nouns} nouns and {self.num_colours} colours for "
+                f"num_clips.{lacking[0]}: there are too few combinations; ask for a smaller held_out, or more of them"
+            )
         return self
 
 
@@ -124,23 +131,23 @@ def clips_of(config: CorpusConfig, split: Split) -> Iterator[Clip]:
     """
     seen = set[str]()
     is_training = split == "train"
-    may_repeat = is_training and config.repeat_captions
     draw_things = partial(_draw_things, config, split)
     for number in range(config.num_clips[split]):
         random = Random(f"{config.seed}/{split}/{number}")
         for _ in range(_MAX_TRIES):
             scene = draw_scene(random, config.scene, draw_things, complete=not is_training)
             caption = draw_caption(random, scene, config.captions) if is_training else complete_caption(scene)
-            if may_repeat or caption not in seen:
+            if config.repeat_captions or caption not in seen:
                 break
         else:
             raise ConfigError(
                 f"num_clips.{split} is {config.num_clips[split]}, and after {number} clips no new caption was found in "
                 f"{_MAX_TRIES} draws: there are too few combinations. Ask for fewer clips, for more nouns or colours"
-                + (", or set repeat_captions=true" if is_training else ", or a smaller held_out")
+                + ("" if is_training else ", for a smaller held_out")
+                + ", or set repeat_captions=true"
             )
         seen.add(caption)
-        asked = questions(scene)
+        asked = questions(scene, config.num_colours)
         chosen = random.sample(asked, min(config.questions_per_clip, len(asked)))
         yield Clip(f"{split}-{number:06}", split, number, scene, caption, tuple(chosen))
 
@@ -174,13 +181,19 @@ def write_corpus(config: CorpusConfig, num_processes: int | None = None) -> Path
     _write_lines(config.out / MANIFEST_FILE, map(_manifest_row, clips))
     _write_rows(config.out / SCENES_FILE, ((clip, {"scene": clip.scene.model_dump(mode="json")}) for clip in clips))
     held_out = [clip for clip in clips if clip.split != "train"]
-    asked = ((clip, foil.model_dump(mode="json")) for clip in held_out for foil in foils(clip.scene))
+
+    def is_seen(thing: Thing) -> bool:
+        return split_of(thing.noun, thing.colour, config.held_out) == "train"
+
+    asked = ((clip, foil.model_dump(mode="json")) for clip in held_out for foil in foils(clip.scene, is_seen))
     _write_rows(config.out / FOILS_FILE, asked)
     facts = ((clip, {"text": text, "word": word}) for clip in held_out for text, word in single_facts(clip.scene))
     _write_rows(config.out / CLOZE_FILE, facts)
     _write_rows(config.out / OBJECTS_FILE, ((clip, {"objects": _objects(clip.scene)}) for clip in held_out))
     text = json.dumps(_settings(config), indent=1, ensure_ascii=False)
-    (config.out / CORPUS_FILE).write_text(text + "\n", encoding="utf-8")
+    aside = config.out / "videos" / f".{CORPUS_FILE}"
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.rename(config.out / CORPUS_FILE)
     return config.out / MANIFEST_FILE
 
 
@@ -197,11 +210,23 @@ def read_scenes(corpus: Path) -> dict[str, Scene]:
     return {row["id"]: Scene.model_validate(row["scene"]) for row in rows}
 
 
+def read_corpus_config(corpus: Path) -> CorpusConfig:
+    """How a written corpus was made.
+
+    Raises:
+        ConfigError: there is none, or its description is damaged.
+    """
+    path = corpus / CORPUS_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give the folder of `alpro corpus`") from error
+    return validate(CorpusConfig, {**values, "out": corpus}, source=str(path))
+
+
 def _is_there(config: CorpusConfig) -> bool:
-    path = config.out / CORPUS_FILE
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if unlike := differences(found, _settings(config)):
+    if (config.out / CORPUS_FILE).is_file():
+        if unlike := differences(_settings(read_corpus_config(config.out)), _settings(config)):
             raise ConfigError(
                 f"{config.out} holds another corpus ({'; '.join(unlike)}): choose another `out`, or remove it"
             )
