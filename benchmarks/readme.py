@@ -96,7 +96,7 @@ def _ablation(result: dict[str, Any]) -> str:
     if compared:
         lines += [
             "",
-            f"Minus {result['baseline']}, seed by seed:",
+            "Differences, seed by seed:",
             "",
             "| | | by seed | mean ± sd | same sign | seeds needed |",
         ]
@@ -116,7 +116,8 @@ def _difference(one: dict[str, Any]) -> str:
     by_seed = ", ".join(f"{value:+.1f}" for value in one["differences"].values())
     needed = "-" if one["seeds_needed"] is None else one["seeds_needed"]
     sign = "yes" if one["same_sign"] else "no"
-    return f"| {one['row']} | {one['measure']} | {by_seed} | {one['mean']:+.1f} ± {one['sd']:.1f} | {sign} | {needed} |"
+    rows = f"{one['row']} − {one['baseline']}"
+    return f"| {rows} | {one['measure']} | {by_seed} | {one['mean']:+.1f} ± {one['sd']:.1f} | {sign} | {needed} |"
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -35,11 +35,15 @@ def read_lines(path: Path, model: type[LineT], keys: Set[str]) -> tuple[list[Lin
         ConfigError: the file cannot be read, or a line is not as it should be.
         DataError: no line is about one of the clips.
     """
+    lines, number = list[LineT](), 0
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    lines.append(validate(model, json.loads(line), source=f"{path}, line {number}"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no file of JSON lines: {error}") from error
-    lines = [validate(model, row, source=f"{path}, line {number}") for number, row in enumerate(rows, start=1)]
+        where = f" (line {number})" if number else ""
+        raise ConfigError(f"{path} is no file of JSON lines{where}: {error}") from error
     known = [line for line in lines if line.id in keys]
     if not known:
         example = f", such as {lines[0].id!r}, where the data set has {min(keys, default='none')!r}" if lines else ""
@@ -47,9 +51,9 @@ def read_lines(path: Path, model: type[LineT], keys: Set[str]) -> tuple[list[Lin
     return known, len(lines) - len(known)
 
 
-def by_clip(lines: Sequence[LineT]) -> dict[str, list[int]]:
-    """Numbers of the lines about each clip."""
-    numbers: dict[str, list[int]] = {}
-    for number, line in enumerate(lines):
-        numbers.setdefault(line.id, []).append(number)
-    return numbers
+def by_clip(keys: Sequence[str]) -> dict[str, list[int]]:
+    """Places of each key in a list of them."""
+    places: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return places

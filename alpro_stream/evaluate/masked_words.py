@@ -14,7 +14,7 @@ from torch import Tensor
 from alpro_stream.errors import ConfigError, DataError
 from alpro_stream.evaluate.embed import StoredClip, embed_videos
 from alpro_stream.evaluate.features import Encoding
-from alpro_stream.evaluate.lines import ClipLine, read_lines
+from alpro_stream.evaluate.lines import ClipLine, by_clip, read_lines
 from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
 from alpro_stream.evaluate.progress import in_parts
 from alpro_stream.evaluate.queries import captions_of
@@ -70,11 +70,11 @@ def _fill_in(config: MaskedWordsConfig, data: Opened, world: World) -> Outcome:
     """Each rank looks at its part of the videos."""
     trained = data.trained
     with world.all_or_none():
-        model = _check(trained)
+        model = _check(config, trained)
         token_of = {word: trained.tokenizer.token_of(word) for word in load_words(config.words)}
         tokens = {word: token for word, token in token_of.items() if token is not None}
         without = sorted(set(token_of) - set(tokens))
-        sentences = _sentences(config, data.clips)
+        sentences, num_elsewhere = _sentences(config, data.clips)
         questions = _questions(sentences, tokens, trained.tokenizer, config.num_tokens)
         if not questions:
             raise DataError(
@@ -82,11 +82,8 @@ def _fill_in(config: MaskedWordsConfig, data: Opened, world: World) -> Outcome:
                 f"tokenizer ({len(without)} of the words are several or none): take words of these captions"
             )
     world.stage.enter("the hidden words")
-    keys = {one.key for one in questions}
-    clips = [clip for clip in data.clips if clip.key in keys]
-    rows_of: dict[str, list[int]] = {}
-    for row, question in enumerate(questions):
-        rows_of.setdefault(question.key, []).append(row)
+    rows_of = by_clip([one.key for one in questions])
+    clips = [clip for clip in data.clips if clip.key in rows_of]
     among = torch.tensor(sorted(set(tokens.values())), device=world.device)
     # Every rank fills in its own, and the sum is the whole.
     is_right_Q2 = torch.zeros(len(questions), 2, dtype=torch.int64, device=world.device)
@@ -105,9 +102,12 @@ def _fill_in(config: MaskedWordsConfig, data: Opened, world: World) -> Outcome:
             "accuracy_among_words": f"the likeliest of {len(among)} words is the word",
         },
         split={
-            "digest": digest_of(sorted(questions)),
+            "digest": digest_of([sorted(questions), sorted(tokens)]),
             "num_videos": len(clips),
             "num_questions": len(questions),
+            "num_elsewhere": num_elsewhere,
+            # Their word is not in the list, no single token, or cut off.
+            "num_sentences_without_question": _num_without(sentences, questions),
             "num_words": len(tokens),
             "words_without_token": without,
         },
@@ -137,11 +137,16 @@ def _right(
     return torch.cat(right)
 
 
-def _sentences(config: MaskedWordsConfig, clips: Sequence[StoredClip]) -> list[Sentence]:
-    """Of the file; or all captions, in which every word may be hidden."""
+def _num_without(sentences: Sequence[Sentence], questions: Sequence[_Question]) -> int:
+    asked = {(one.key, one.text) for one in questions}
+    return sum((sentence.id, sentence.text) not in asked for sentence in sentences)
+
+
+def _sentences(config: MaskedWordsConfig, clips: Sequence[StoredClip]) -> tuple[list[Sentence], int]:
+    """Of the file, and how many are about other clips; or all captions, in which every word may be hidden."""
     if config.sentences:
-        return read_lines(config.sentences, Sentence, {clip.key for clip in clips})[0]
-    return [Sentence(id=clip.key, text=caption, word="") for clip in clips for caption in captions_of(clip)]
+        return read_lines(config.sentences, Sentence, {clip.key for clip in clips})
+    return [Sentence(id=clip.key, text=caption, word="") for clip in clips for caption in captions_of(clip)], 0
 
 
 def _questions(
@@ -158,8 +163,10 @@ def _questions(
     return found
 
 
-def _check(trained: Trained) -> AlproModel:
+def _check(config: MaskedWordsConfig, trained: Trained) -> AlproModel:
     """Refuses in the first seconds what would say nothing; returns the model that fills in."""
+    if config.num_clips > 1:
+        raise ConfigError(f"num_clips={config.num_clips}: words are filled in about one clip; set num_clips=1")
     model = trained.model
     if not isinstance(model, AlproModel) or model.mlm_head is None:
         raise ConfigError(

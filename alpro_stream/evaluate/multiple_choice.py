@@ -50,6 +50,8 @@ class Choice(ClipLine):
 
     @model_validator(mode="after")
     def _has_an_answer(self) -> Self:
+        if self.captions.count(self.captions[min(self.answer, len(self.captions) - 1)]) > 1:
+            raise ValueError(f"the true caption is there twice: {self.captions[self.answer]!r}")
         if self.answer >= len(self.captions):
             raise ValueError(f"answer {self.answer} is none of the {len(self.captions)} captions, counted from 0")
         return self
@@ -73,7 +75,7 @@ def _choose(config: ChoiceConfig, data: Opened, world: World) -> Outcome:
     with world.all_or_none():
         questions, num_elsewhere = read_lines(config.choices, Choice, {clip.key for clip in data.clips})
         _check(config, trained)
-    numbers = by_clip(questions)
+    numbers = by_clip([one.id for one in questions])
     clips = [clip for clip in data.clips if clip.key in numbers]
     world.stage.enter("the questions")
     # Every rank fills in its own, and the sum is the whole.
@@ -84,7 +86,6 @@ def _choose(config: ChoiceConfig, data: Opened, world: World) -> Outcome:
             is_right_QS[rows] = _right(config, trained, part, [questions[row] for row in rows], how).long()
     is_right_QS = world.sum(is_right_QS).cpu()
     groups = sorted({one.group for one in questions})
-    elsewhere = f"{num_elsewhere} lines of {config.choices} are about clips that the data sets do not have"
     return Outcome(
         metrics={
             **{score: _share(is_right_QS[:, number]) for number, score in enumerate(config.scores)},
@@ -98,13 +99,12 @@ def _choose(config: ChoiceConfig, data: Opened, world: World) -> Outcome:
         | {group: _chance([one for one in questions if one.group == group]) for group in groups},
         protocol={"right": "the true caption has the highest score", "ties": "count against the right answer"},
         split={
-            "digest": digest_of(sorted([one.id, one.captions, one.answer] for one in questions)),
+            "digest": digest_of(sorted([one.id, one.captions, one.answer, one.group] for one in questions)),
             "num_videos": len(clips),
             "num_questions": len(questions),
             "num_by_group": {group: sum(one.group == group for one in questions) for group in groups},
             "num_elsewhere": num_elsewhere,
         },
-        warnings=[elsewhere] if num_elsewhere else [],
     )
 
 
@@ -117,7 +117,9 @@ def _right(
     videos = embed_videos(dual, clips, how.choice, how.decoder, how.batch_size, how.num_clips)
     captions = [caption for one in questions for caption in one.captions]
     texts = embed_texts(dual, captions, how.tokenizer, how.batch_size, how.num_tokens)
-    video_C = torch.tensor([video_of[one.id] for one in questions for _ in one.captions], device=dual_device(trained))
+    video_C = torch.tensor(
+        [video_of[one.id] for one in questions for _ in one.captions], device=videos.feature_VE.device
+    )
     by_score = list[Tensor]()
     for score in config.scores:
         if score == "vtc":
@@ -135,11 +137,6 @@ def _right(
         right = [_is_best(scores, one.answer) for scores, one in zip(by_question, questions, strict=True)]
         by_score.append(torch.tensor(right, device=video_C.device))
     return torch.stack(by_score, dim=1)
-
-
-def dual_device(trained: Trained) -> torch.device:
-    """Where the model computes."""
-    return next(trained.dual.parameters()).device
 
 
 def _is_best(scores_C: Tensor, answer: int) -> bool:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alpro_stream.config import Config
+from alpro_stream.errors import ConfigError
 from alpro_stream.evaluate.embed import pixels_of
 from alpro_stream.evaluate.lines import ClipLine, read_lines
 from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
@@ -29,6 +30,7 @@ from alpro_stream.stream.crops import pem_crop_boxes
 from alpro_stream.stream.frames import choose_frames
 from alpro_stream.stream.seeds import Draws, sample_keys
 from alpro_stream.train.distributed import World
+from alpro_stream.train.restore import Trained
 
 Box = tuple[float, float, float, float]
 _LEAST_SEEN = 0.5
@@ -78,8 +80,10 @@ def _label(config: PrompterLabelsConfig, data: Opened, world: World) -> Outcome:
     """Each rank looks at its part of the videos."""
     trained, video = data.trained, data.trained.dual.config.video
     with world.all_or_none():
+        _check(config, trained)
         entities = load_words(config.entities)
-        located = {line.id: line for line in read_lines(config.objects, Located, {c.key for c in data.clips})[0]}
+        lines, num_elsewhere = read_lines(config.objects, Located, {clip.key for clip in data.clips})
+        located = {line.id: line for line in lines}
     clips = [clip for clip in data.clips if clip.key in located and clip.source.kind == "video"]
     number_of = {word: number for number, word in enumerate(entities)}
     banks = {"video": build_bank(trained.dual, trained.tokenizer, entities, "video", config.prompts)}
@@ -114,12 +118,25 @@ def _label(config: PrompterLabelsConfig, data: Opened, world: World) -> Outcome:
             "shown": f"at least {_LEAST_SEEN:.0%} of an object inside the crop, in one of the frames",
         },
         split={
-            "digest": digest_of(sorted(clip.key for clip in clips)),
+            "digest": digest_of([sorted(located[clip.key].model_dump_json() for clip in clips), entities]),
             "num_videos": len(clips),
+            "num_elsewhere": num_elsewhere,
+            # Images, and videos of which nothing is known.
+            "num_left_out": len(data.clips) - len(clips),
             "num_crops_with_object": int(with_object),
             "num_crops_without_object": int(without),
         },
     )
+
+
+def _check(config: PrompterLabelsConfig, trained: Trained) -> None:
+    """Refuses in the first seconds what would say nothing."""
+    if trained.description.task == "question_answering":
+        raise ConfigError(
+            f"{trained.path} was trained to answer questions: its features are not trained. Give a prompter"
+        )
+    if config.num_clips > 1:
+        raise ConfigError(f"num_clips={config.num_clips}: a prompter sees one clip, as in training; set num_clips=1")
 
 
 def seen_in(objects: Sequence[LocatedObject], crop: NDArray[np.float64], num_frames: int) -> list[str]:

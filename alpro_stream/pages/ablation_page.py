@@ -54,9 +54,8 @@ class AblationPage:
     missing: tuple[str, ...]
     """Means of fewer seeds than asked for, and why."""
     plots: tuple[SpreadPlot, ...]
-    baseline: str
-    """Row that the differences are to; without one there is no such section."""
     differences: TextTable
+    """Of rows, seed by seed; without any there is no such section."""
     power_note: str
     """What the number of seeds needed means."""
     configs: tuple[RunConfig, ...] = ()

@@ -169,6 +169,7 @@ def _train_pictures(model: AlproModel, config: StartingWeightsConfig) -> float:
 
     _minimise(step, [*spatial, *head.parameters()], config.pictures)
     encoder.config = video
+    # Attention over time begins as a copy of what attention over space has become.
     encoder.start_time_as_identity()
     return float(np.mean(right[-_LAST:]))
 

@@ -94,7 +94,7 @@ def test_what_was_killed_goes_on_and_is_not_begun_again(ablation):
     assert [line["step"] for line in after] == list(range(1, STEPS + 1))
     assert 3 <= len(before) < STEPS
     assert after[: len(before)] == before, "steps of the first sitting are those of the second"
-    assert "settings of" not in ablation["said"]
+    assert "is removed" not in ablation["said"]
     assert alive_with(str(ablation["out"])) == []
 
 
@@ -197,6 +197,6 @@ def test_a_changed_setting_runs_again_what_depends_on_it(tmp_path):
 
     tree["stages"]["corpus"]["overrides"] = ["num_nouns=20"]
     make_corpora()
-    assert f"settings of seed 0, corpus changed: {corpus} is removed" in said
+    assert f"seed 0, corpus: its settings changed, {corpus} is removed" in said
     assert (corpus / "manifest.jsonl").read_bytes() != first
     assert not (corpus / "left over").exists()

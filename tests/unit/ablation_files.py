@@ -57,7 +57,7 @@ def write_ablation(root, corpus, max_steps=6):
             {"name": "R@1 of the test split", "stage": "test", "key": R1, "unit": "%"},
         ],
         "choose": "R@1",
-        "compare": {"baseline": "tame"},
+        "compare": {"baselines": ["tame"]},
     }
 
 

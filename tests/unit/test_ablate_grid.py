@@ -46,8 +46,8 @@ def changed(tree, **changes):
         ({"rows": [{"name": "tame", "trian": ["x=1"]}]}, "no stage is named 'trian'; there are corpus, train"),
         ({"rows": [{"name": "tame", "corpus": ["seed=1"]}]}, "changes stage corpus, which is run once"),
         ({"rows": [{"name": "tame", "train": "x=1"}]}, "rows.0.train"),
-        ({"compare": {"baseline": "best"}}, "no row is named 'best'; there are tame, wild"),
-        ({"compare": {"baseline": "tame", "measures": ["R@5"]}}, "no measure is named 'R@5'"),
+        ({"compare": {"baselines": ["best"]}}, "no row is named 'best'; there are tame, wild"),
+        ({"compare": {"baselines": ["tame"], "measures": ["R@5"]}}, "no measure is named 'R@5'"),
         ({"choose": "R@1 of the test split"}, "is of stage test, which is held back"),
         ({"choose": "R@5"}, "no measure is named 'R@5'"),
         ({"measures": [{"name": "m", "stage": "train", "key": "k"}]}, "an evaluation of each row is needed: train"),
@@ -102,6 +102,7 @@ def test_jobs_are_commands_in_folders_of_their_own(tree):
     corpus, train, validation = jobs[0], jobs[2], jobs[3]
     assert len(jobs) == 2 + 2 * 2 * 3
     assert (train.after, validation.after, jobs[5].after) == (corpus, train, corpus)
+    assert jobs[4].after == train, "nothing is made from the result of an evaluation"
     out = tree["out"]
     assert train.arguments[2:] == ("seed=0", f"row_dir={out}/seed0/rows/tame")
     assert str(train.output) == f"{out}/seed0/rows/tame/train"
@@ -245,6 +246,14 @@ def test_what_is_known_from_before_counts_only_for_the_same_settings():
     assert eval_b.after is train_b
 
 
+def test_what_was_made_from_something_else_is_made_again():
+    corpus, train = job_chain(0, "row", ["corpus", "train"])
+    made = Record(digest=corpus.digest, state="done", made=7.0)
+    for made_from, state in ((7.0, "done"), (6.0, "todo"), (0.0, "todo")):
+        records = {corpus: made, train: Record(digest=train.digest, state="done", made_from=made_from)}
+        assert states([corpus, train], records)[train] == state
+
+
 def test_remaining_time_is_that_of_the_same_stages():
     jobs = chains()[1:]
     assert remaining_s(jobs, {"train": [10.0, 20.0], "eval": [4.0]}, 2) == (19.0, False)
@@ -260,6 +269,9 @@ def test_a_record_counts_while_what_it_is_of_is_there(tree):
     assert read_record(job) == Record(digest="d", state="done", seconds=2.0)
     shutil.rmtree(job.output)
     assert read_record(job) is None
+    failed = Record(digest="d", state="failed", status=69)
+    write_record(job, failed)
+    assert read_record(job) == failed, "it may have failed before it wrote anything"
     job.output.mkdir()
     job.record.write_text('{"digest": "d", "st')
     with pytest.raises(ConfigError, match=r"is damaged.*remove it"):

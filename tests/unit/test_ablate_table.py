@@ -28,7 +28,7 @@ def config_of(**changes):
             {"name": "test R@1", "stage": "test", "key": "metrics.r1"},
         ],
         "choose": "R@1",
-        "compare": {"baseline": "small"},
+        "compare": {"baselines": ["small"]},
     }
     return AblateConfig.model_validate({**tree, **changes})
 

@@ -50,7 +50,7 @@ def root(tmp_path_factory):
         },
         {"id": keys[0], "captions": ["a blue dog moves", "a red dog moves"], "answer": 1, "group": "c"},
         {"id": keys[2], "captions": ["a green car moves", "a red car moves"], "answer": 0, "group": "c"},
-        {"id": keys[4], "captions": ["a blue tree", "a blue tree"], "answer": 0, "group": "tie"},
+        {"id": keys[4], "captions": ["a blue tree", "a  blue tree"], "answer": 0, "group": "tie"},
         {"id": "elsewhere", "captions": ["a", "b"], "answer": 0},
     ]
     _write(folder / "choices.jsonl", choices)
@@ -167,13 +167,41 @@ def test_choices_equal_one_caption_at_a_time(root, encoded, tmp_path):
     assert found["split"]["num_by_group"] == {"c": 2, "n": 1, "tie": 1}
 
 
-def test_clips_of_a_video_are_aggregated(root, tmp_path):
-    """Not the first clip alone: the scores of a question about a video change with the way they become one."""
-    results = {
-        how: choose(_config(ChoiceConfig, root, tmp_path / how, num_clips=3, aggregation=how))
-        for how in ("mean", "max")
-    }
-    assert all(result["protocol"]["aggregation"] == how for how, result in results.items())
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_the_clips_of_a_video_are_put_together(root, tmp_path, how):
+    """Against each clip of each question by itself."""
+    trained = load_trained(root / "model", CPU)
+    clips = {clip.key: clip for clip in stored_clips(open_sources([SourceConfig(path=str(root / "split"))]))}
+    decoder = build_clip_decoder(DecodeConfig(num_workers=0), 48, 64, None)
+    rows = [json.loads(line) for line in (root / "choices.jsonl").read_text().splitlines()][:3]
+    right = []
+    for row in rows:
+        videos = embed_videos(trained.dual, [clips[row["id"]]], evenly_spread(6, FrameConfig()), decoder, 3, 3)
+        text = embed_texts(trained.dual, row["captions"], trained.tokenizer, 4)
+        scores_CK = text.feature_CE @ videos.feature_VE.T / trained.dual.temperature().detach()
+        score_C = scores_CK.mean(dim=1) if how == "mean" else scores_CK.amax(dim=1)
+        right.append(int(score_C.argmax()) == row["answer"])
+    decoder.close()
+    choices = tmp_path / "choices.jsonl"
+    _write(choices, rows)
+    found = choose(_config(ChoiceConfig, root, tmp_path / how, num_clips=3, aggregation=how, choices=choices))
+    assert found["metrics"]["vtc"] == pytest.approx(100 * np.mean(right))
+
+
+def test_what_knows_no_clips_says_so(root, tmp_path):
+    with pytest.raises(ConfigError, match="words are filled in about one clip; set num_clips=1"):
+        fill_in(_config(MaskedWordsConfig, root, tmp_path / "out", num_clips=2))
+    with pytest.raises(ConfigError, match="a prompter sees one clip, as in training; set num_clips=1"):
+        label(_config(PrompterLabelsConfig, root, tmp_path / "out", num_clips=2))
+
+
+def test_sentences_without_a_question_are_counted(root, tmp_path):
+    key = json.loads((root / "cloze.jsonl").read_text())["id"]
+    rows = [("a cat moves", "cat"), ("a sofa", "sofa"), ("a dog", "cat")]
+    _write(tmp_path / "cloze.jsonl", [{"id": key, "text": text, "word": word} for text, word in rows])
+    found = fill_in(_config(MaskedWordsConfig, root, tmp_path / "out", sentences=tmp_path / "cloze.jsonl"))
+    assert found["split"]["num_questions"] == 1
+    assert found["split"]["num_sentences_without_question"] == 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +210,8 @@ def test_clips_of_a_video_are_aggregated(root, tmp_path):
         ('{"id": "a", "captions": ["x", "y"], "answer": 2}', "line 1: .*answer 2 is none of the 2 captions"),
         ('{"id": "a", "captions": ["x"], "answer": 0}', "line 1: .*captions"),
         ('{"captions": ["x", "y"], "answer": 0}', "line 1: .*id"),
-        ("{", "is no file of JSON lines"),
+        ("\n\n{", r"is no file of JSON lines \(line 3\)"),
+        ('{"id": "a", "captions": ["x", "x"], "answer": 0}', "line 1: .*the true caption is there twice: 'x'"),
         ('{"id": "a", "captions": ["x", "y"], "answer": 0}', "none of the 1 lines .* such as 'a', where the data set"),
     ],
 )

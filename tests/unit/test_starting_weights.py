@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from alpro_launch import starting_weights
 from alpro_launch.starting_weights import StartingWeightsConfig, train_starting_weights
 from alpro_stream.config import validate
+from alpro_stream.errors import ConfigError
 from alpro_stream.model.alpro import AlproModel
 from alpro_stream.model.folder import read_model
-from alpro_stream.testing.glyphs.corpus import CorpusConfig, write_corpus
+from alpro_stream.model.video_encoder import VideoEncoder
+from alpro_stream.testing.glyphs.corpus import CorpusConfig, split_of, write_corpus
+from alpro_stream.testing.glyphs.render import draw_picture
 from alpro_stream.testing.shards import write_tokenizer
 
 _MODEL = {
@@ -73,6 +77,30 @@ def test_the_video_encoder_knows_pictures_and_no_time(root, tmp_path):
     torch.testing.assert_close(encoder(video), encoder(video.flip(1)))
 
 
+def test_what_is_written_is_what_learned(root, tmp_path, monkeypatch):
+    """Time is taken out of an encoder at the end, which must have been without it all along."""
+    frame, changes, original = torch.randn(2, 1, 3, 32, 32), [], VideoEncoder.start_time_as_identity
+
+    def spied(encoder):
+        with torch.no_grad():
+            before = encoder(frame)
+            original(encoder)
+            changes.append(float((encoder(frame) - before).abs().max()))
+
+    monkeypatch.setattr(VideoEncoder, "start_time_as_identity", spied)
+    train_starting_weights(_config(root, tmp_path / "start"), lambda line: None)
+    _, before_pictures, after_pictures = changes  # The first is of the constructor.
+    assert before_pictures > 1e-3
+    assert after_pictures < 1e-6
+
+
+def test_no_picture_shows_a_pair_that_is_held_out(root, tmp_path, monkeypatch):
+    shown = _shown(monkeypatch)
+    _trained(_config(root, tmp_path / "start", pictures={"max_steps": 20, "batch_size": 32, "learning_rate": 1e-3}))
+    assert {split_of(one.noun, one.colour, 8) for one in shown if one.noun < 24} == {"train"}
+    assert {split_of(one.noun, one.colour, 8) for one in shown if one.noun >= 24} == {"train", "validation", "test"}
+
+
 def test_each_stage_changes_its_own_part(root, tmp_path):
     """Longer pictures leave the text alone, longer captions the video encoder."""
     longer = {"max_steps": 5, "batch_size": 4, "learning_rate": 1e-3}
@@ -106,9 +134,28 @@ def test_weights_that_are_there_are_left_alone(root, tmp_path):
     assert (config.out / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_pictures_may_show_other_objects_than_the_corpus(root, tmp_path):
-    all_, others = (_trained(_config(root, tmp_path / name, classes=name))[0] for name in ("all", "others"))
-    assert not _same(all_.dual.video_encoder, others.dual.video_encoder)
+def test_other_weights_in_the_folder_are_refused(root, tmp_path):
+    _trained(_config(root, tmp_path / "start"))
+    with pytest.raises(ConfigError, match=r"holds other starting weights \(seed.*choose another `out`"):
+        _trained(_config(root, tmp_path / "start", seed=1))
+
+
+def test_pictures_may_show_other_objects_than_the_corpus(root, tmp_path, monkeypatch):
+    shown = _shown(monkeypatch)
+    _trained(_config(root, tmp_path / "others", classes="others"))
+    assert min(one.noun for one in shown) >= 24
+
+
+def _shown(monkeypatch):
+    """What the pictures of a training show, as they are drawn."""
+    shown = []
+
+    def drawn(thing, *rest):
+        shown.append(thing)
+        return draw_picture(thing, *rest)
+
+    monkeypatch.setattr(starting_weights, "draw_picture", drawn)
+    return shown
 
 
 def _same(one, other):

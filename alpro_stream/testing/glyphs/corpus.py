@@ -174,7 +174,7 @@ def write_corpus(config: CorpusConfig, num_processes: int | None = None) -> Path
     for split in config.num_clips:
         (config.out / "videos" / split).mkdir(parents=True, exist_ok=True)
     # A fresh interpreter: one that was forked may hang in a library that has threads.
-    workers = ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=get_context("spawn"))
+    workers = ProcessPoolExecutor(num_processes or len(os.sched_getaffinity(0)), mp_context=get_context("spawn"))
     with workers as pool:
         for _ in pool.map(partial(_write_clip, config), clips, chunksize=64):
             pass

@@ -61,10 +61,10 @@ class Measure(Config):
 
 
 class CompareConfig(Config):
-    """Differences by seed of every row to one of them."""
+    """Differences by seed of every row to some of them."""
 
-    baseline: str
-    """Name of that row."""
+    baselines: tuple[str, ...] = Field(min_length=1)
+    """Names of these rows; each difference is shown once."""
     measures: tuple[str, ...] = ()
     """Names; all of them where none is given."""
 
@@ -171,8 +171,9 @@ class AblateConfig(Config):
                 "measure of the validation split"
             )
         names = [row.name for row in self.all_rows()]
-        if self.compare and self.compare.baseline not in names:
-            raise ValueError(f"compare.baseline: no row is named {self.compare.baseline!r}; there are {_list(names)}")
+        for baseline in self.compare.baselines if self.compare else ():
+            if baseline not in names:
+                raise ValueError(f"compare.baselines: no row is named {baseline!r}; there are {_list(names)}")
         return self
 
 

@@ -49,6 +49,11 @@ class Job:
     held_back: bool
 
     @property
+    def makes_something(self) -> bool:
+        """Whether other jobs may need what it writes."""
+        return self.arguments[0] != "evaluate"
+
+    @property
     def title(self) -> str:
         """What to call it."""
         return f"seed {self.seed}, {self.row + ': ' if self.row else ''}{self.stage}"
@@ -84,7 +89,7 @@ def make_jobs(config: AblateConfig, find: Callable[[str], str] = str) -> list[Jo
     last_shared: dict[int, Job | None] = {}
     for seed in config.seeds:
         chain = _chain(config.out, seed, None, shared, None)
-        last_shared[seed] = chain[-1] if chain else None
+        last_shared[seed] = next((job for job in reversed(chain) if job.makes_something), None)
         jobs += chain
     for seed in config.seeds:
         for row in rows:
@@ -99,10 +104,12 @@ def grid_digest(jobs: Sequence[Job], choose: str | None) -> str:
 
 
 def _chain(out: Path, seed: int, row: Row | None, stages: Mapping[str, Stage], before: Job | None) -> list[Job]:
+    """Each needs the last one before it that is no evaluation: nothing is made from a result."""
     jobs: list[Job] = []
     for name, stage in stages.items():
-        before = _job(out, seed, row, name, stage, before)
-        jobs.append(before)
+        job = _job(out, seed, row, name, stage, before)
+        jobs.append(job)
+        before = job if job.makes_something else before
     return jobs
 
 

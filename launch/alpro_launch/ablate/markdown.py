@@ -13,7 +13,7 @@ POWER_NOTE = (
 
 
 def table_text(table: Table) -> str:
-    """Means and spreads of all rows, what lacks seeds, and differences by seed to the baseline."""
+    """Means and spreads of all rows, what lacks seeds, and differences by seed."""
     mark_of: dict[str, str] = {}
     lines_of = notes(table)
     rows = []
@@ -33,7 +33,7 @@ def table_text(table: Table) -> str:
         lines = ["Means of fewer seeds than asked for, which do not compare with the others:", ""]
         parts += ["\n".join([*lines, *(f"- [{mark}] {note}" for note, mark in mark_of.items())])]
     if table.comparisons:
-        parts += [f"Differences by seed: each row minus {table.baseline}.", _comparisons(table), POWER_NOTE]
+        parts += ["Differences by seed:", _comparisons(table), POWER_NOTE]
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,14 +43,14 @@ def column_title(measure: Measure) -> str:
 
 
 def comparison_cells(table: Table) -> list[list[str]]:
-    """A line for each comparison: row, measure, its seeds, mean and spread, whether the sign is one, seeds needed."""
+    """A line for each comparison: rows, measure, its seeds, mean and spread, whether the sign is one, seeds needed."""
     lines = []
     for one in table.comparisons:
         found, digits = one.paired, one.measure.digits
         sign = {None: "-", True: "yes", False: "no"}[found.same_sign]
         lines.append(
             [
-                one.row,
+                f"{one.row} − {one.baseline}",
                 column_title(one.measure),
                 *(number(found.differences.get(seed), digits, signed=True) for seed in table.seeds),
                 mean_and_sd(Spread(found.mean, found.sd), digits, signed=True),

@@ -40,7 +40,6 @@ def page_html(config: AblateConfig, table: Table, looked_at: str) -> str:
             ),
             chosen=f"Chosen by the largest mean of {table.choose}: {table.chosen}." if table.chosen else "",
             missing=tuple(f"{row}, {name}: {why}" for (row, name), why in notes(table).items()),
-            baseline=table.baseline,
             differences=TextTable(
                 head=tuple(comparison_head(table)), rows=tuple(tuple(cells) for cells in comparison_cells(table))
             ),

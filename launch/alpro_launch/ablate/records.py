@@ -24,6 +24,8 @@ class Record(Config):
     Attributes:
         digest: of the job; one with another digest is run again.
         state: `started` was cut off; `diverged` is an outcome as `done` is, as the same job would diverge again.
+        made: when it was done, in seconds since 1970; 0 before.
+        made_from: the same of the job before it.
         seconds: of all its sittings.
         status: what the command ended with.
         command: the command line.
@@ -32,6 +34,8 @@ class Record(Config):
 
     digest: str
     state: Literal["started", "done", "diverged", "failed"]
+    made: float = 0.0
+    made_from: float = 0.0
     seconds: float = 0.0
     status: int = 0
     command: str = ""
@@ -47,8 +51,10 @@ class TestLook(Config):
 
 def read_record(job: Job) -> Record | None:
     """What is known of a job; None where it was never started, or what it wrote is gone."""
-    values = _read(job.record) if job.output.exists() else None
-    return Record.model_validate(values) if values else None
+    values = _read(job.record)
+    record = Record.model_validate(values) if values else None
+    # One that failed may have come to nothing.
+    return record if record and (record.state == "failed" or job.output.exists()) else None
 
 
 def write_record(job: Job, record: Record) -> None:

@@ -29,7 +29,7 @@ _DIVERGED = re.compile(r"error: step \d+ cannot be used: ")
 class _Running:
     process: "subprocess.Popen[bytes]"
     since: float
-    earlier_s: float
+    record: Record
 
 
 class Runner:
@@ -87,13 +87,22 @@ class Runner:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        before = read_record(job)
-        if before and before.digest != job.digest and job.output.exists():
-            self._say(f"settings of {job.title} changed: {job.output} is removed")
+        before, needed = read_record(job), read_record(job.after) if job.after else None
+        made_from = needed.made if needed else 0.0
+        is_same = before is not None and before.digest == job.digest and before.made_from == made_from
+        if before and not is_same and job.output.exists():
+            why = "what it needs was made anew" if before.digest == job.digest else "its settings changed"
+            self._say(f"{job.title}: {why}, {job.output} is removed")
             shutil.rmtree(job.output)
-        earlier_s = before.seconds if before and before.digest == job.digest else 0.0
-        command = commands_text(job.arguments)
-        write_record(job, Record(digest=job.digest, state="started", seconds=earlier_s, command=command))
+        earlier_s = before.seconds if before and is_same else 0.0
+        record = Record(
+            digest=job.digest,
+            state="started",
+            made_from=made_from,
+            seconds=earlier_s,
+            command=commands_text(job.arguments),
+        )
+        write_record(job, record)
         threads = str(max(1, len(os.sched_getaffinity(0)) // self._num_at_once))
         with job.log.open("wb") as log:
             process = start(
@@ -106,19 +115,19 @@ class Runner:
                 process_group=0,
                 pass_fds=(self._lock,),
             )
-        self._running[job] = _Running(process, time.monotonic(), earlier_s)
+        self._running[job] = _Running(process, time.monotonic(), record)
         self._say(f"{self._place(job)} start  {job.title}")
 
     def _finish(self, job: Job, was_asked: bool) -> None:
         running = self._running.pop(job)
-        took = time.monotonic() - running.since + running.earlier_s
+        took = time.monotonic() - running.since + running.record.seconds
         status, lines = running.process.returncode, last_lines(job.log)
-        record = Record(digest=job.digest, state="done", seconds=took, command=commands_text(job.arguments))
+        record = running.record.model_copy(update={"state": "done", "seconds": took, "made": time.time()})
         if status == 0:
             self._found[job] = "done"
             self._seconds.setdefault(job.stage, []).append(took)
         elif was_asked:
-            write_record(job, record.model_copy(update={"state": "started", "status": status}))
+            write_record(job, record.model_copy(update={"state": "started", "status": status, "made": 0.0}))
             self._say(f"{self._place(job)} ended  {job.title}, to go on later")
             return
         else:

@@ -18,14 +18,10 @@ def states(jobs: Sequence[Job], records: Mapping[Job, Record | None]) -> dict[Jo
     """
     found: dict[Job, State] = {}
     for job in jobs:
-        record = records[job]
-        is_known = record is not None and record.digest == job.digest
-        if (
-            record
-            and is_known
-            and record.state in ("done", "diverged")
-            and (not job.after or found[job.after] == "done")
-        ):
+        record, needed = records[job], records[job.after] if job.after else None
+        is_ready = not job.after or found[job.after] == "done"
+        is_known = record and record.digest == job.digest and record.made_from == (needed.made if needed else 0.0)
+        if record and is_known and is_ready and record.state in ("done", "diverged"):
             found[job] = "done" if record.state == "done" else "diverged"
         else:
             found[job] = "todo"

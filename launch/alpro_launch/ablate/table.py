@@ -33,9 +33,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row minus the baseline, seed by seed, in one measure."""
+    """A row minus another one, seed by seed, in one measure."""
 
     row: str
+    baseline: str
     measure: Measure
     paired: Paired
 
@@ -48,8 +49,7 @@ class Table:
         seeds: columns of the differences.
         measures: columns of the table.
         cells: by row, then by name of the measure.
-        baseline: name of a row; empty without one.
-        comparisons: of the other rows with it.
+        comparisons: of the rows with those that are baselines.
         chosen: the row with the largest mean of `choose` among those with all seeds; empty while runs are missing.
         choose: name of that measure; empty without one.
     """
@@ -57,7 +57,6 @@ class Table:
     seeds: tuple[int, ...]
     measures: tuple[Measure, ...]
     cells: Mapping[str, Mapping[str, Cell]]
-    baseline: str
     comparisons: tuple[Comparison, ...]
     chosen: str
     choose: str
@@ -67,7 +66,8 @@ class Table:
         values = asdict(self)
         values["measures"] = [measure.model_dump() for measure in self.measures]
         values["comparisons"] = [
-            {"row": one.row, "measure": one.measure.name, **one.paired._asdict()} for one in self.comparisons
+            {"row": one.row, "baseline": one.baseline, "measure": one.measure.name, **one.paired._asdict()}
+            for one in self.comparisons
         ]
         return values
 
@@ -114,12 +114,12 @@ def make_table(
         seeds=config.seeds,
         measures=tuple(shown),
         cells=cells,
-        baseline=compare.baseline if compare else "",
         comparisons=tuple(
-            Comparison(row, m, paired(cells[row][m.name].values, cells[compare.baseline][m.name].values))
+            Comparison(row, baseline, m, paired(cells[row][m.name].values, cells[baseline][m.name].values))
             for m in compared
+            for number, baseline in enumerate(compare.baselines if compare else ())
             for row in rows
-            if compare and row != compare.baseline
+            if compare and row not in compare.baselines[: number + 1]
         ),
         chosen=_largest({row: cells[row][config.choose] for row in rows}) if config.choose else "",
         choose=config.choose or "",
