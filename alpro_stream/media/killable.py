@@ -128,6 +128,14 @@ def wait_for(processes: Collection[P]) -> tuple[list[P], list[P]]:
     return talking, [process for process in silent if now >= process.deadline]
 
 
+def end_with(parent: int) -> None:
+    """Has this process end with the one that started it, whose id is given: it may have ended already."""
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def connect(arguments: Sequence[str]) -> tuple[Connection, list[int]]:
     """In the process: the connection to the one that started it, and the open files that it got.
 
@@ -137,10 +145,7 @@ def connect(arguments: Sequence[str]) -> tuple[Connection, list[int]]:
         arguments: those of the command line.
     """
     connection, descriptors, parent = Connection(int(arguments[0])), [*map(int, arguments[1:-1])], int(arguments[-1])
-    with suppress(OSError, AttributeError):  # Linux only; elsewhere the end of the connection has to do
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
     take_part()
     # Both reach all processes of a run at once (Ctrl-C, Slurm, deepspeed); the other one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,11 +1,15 @@
 """The generated corpus: the same everywhere, splits that share no pair, and nothing said that is not true."""
 
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 from alpro_sharding.entities import EntityConfig, noun_counter, noun_options
@@ -206,6 +210,23 @@ def test_nouns_of_the_captions_are_the_vocabulary() -> None:
         clip.caption for clip in clips_of(config, "train")
     )
     assert set(counted) == set(NOUNS)
+
+
+def test_a_killed_corpus_leaves_no_process_behind(tmp_path: Path) -> None:
+    config = tmp_path / "corpus.yaml"
+    config.write_text(f"out: {tmp_path}/corpus\nnum_clips: {{train: 5000}}\n")
+    process = subprocess.Popen([sys.executable, "-m", "alpro_launch.cli", "corpus", str(config)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.mp4")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
 
 
 def test_a_corpus_that_is_there_is_left_alone(written: Path) -> None:

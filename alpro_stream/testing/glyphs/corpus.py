@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 
 from alpro_stream.config import Config, differences, validate
 from alpro_stream.errors import ConfigError
+from alpro_stream.media.killable import end_with
 from alpro_stream.testing.glyphs.captions import (
     CaptionConfig,
     complete_caption,
@@ -174,7 +175,12 @@ def write_corpus(config: CorpusConfig, num_processes: int | None = None) -> Path
     for split in config.num_clips:
         (config.out / "videos" / split).mkdir(parents=True, exist_ok=True)
     # A fresh interpreter: one that was forked may hang in a library that has threads.
-    workers = ProcessPoolExecutor(num_processes or len(os.sched_getaffinity(0)), mp_context=get_context("spawn"))
+    workers = ProcessPoolExecutor(
+        num_processes or len(os.sched_getaffinity(0)),
+        mp_context=get_context("spawn"),
+        initializer=end_with,  # Else they wait for ever for a process that was killed.
+        initargs=(os.getpid(),),
+    )
     with workers as pool:
         for _ in pool.map(partial(_write_clip, config), clips, chunksize=64):
             pass
