@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from alpro_launch.local_ranks import rank_environments
 from alpro_launch.processes import end_with_parent, how_ended, run_all
-from alpro_launch.rank_entry import run_rank
+from alpro_launch.rank_entry import leave, run_rank
 from alpro_launch.share_tables import answers_table, figures_table, recognition_table, shares_table
 from alpro_launch.tables import results_table, retrieval_table
 from alpro_launch.topology import take_place
@@ -161,10 +161,8 @@ def _evaluate(path: str, overrides: Sequence[str]) -> int:
     run = f"the evaluation into {config.out.absolute()}"
     world = join_world(config.timeout_s, run=run, since=since, timeout_name="timeout_s")
     _EVALUATIONS[config.task].evaluate(config, world)
-    # Its threads are joined here: one that is met at the end of the interpreter aborts the process.
-    torch.distributed.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from alpro_stream.errors import AlproError
 from alpro_stream.exit_status import INTERRUPTED, status_of
@@ -39,3 +40,15 @@ def run_rank(work: Callable[[], int], say_interrupted: Callable[[], None] = lamb
     except KeyboardInterrupt:
         say_interrupted()
         return INTERRUPTED
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process as it is, what it has said included.
+
+    The end of the interpreter would meet the threads of torch's process group, and now and then abort: an evaluation
+    that was done, or had failed for a reason it had told, then had another status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # Nobody reads any more.
+            stream.flush()
+    os._exit(status)
