@@ -155,7 +155,7 @@ def _questions(
     """One for each place where a word stands."""
     known, found = set(tokens.values()), list[_Question]()
     for sentence in sentences:
-        wanted = {tokens[sentence.word]} & known if sentence.word in tokens else set() if sentence.word else known
+        wanted = {tokens.get(sentence.word)} if sentence.word else known
         ids, _ = tokenizer([sentence.text], num_tokens)
         for position, token in enumerate(ids[0].tolist()):
             if token in wanted:

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from alpro_stream.errors import ConfigError
 from alpro_stream.evaluate.aggregate import aggregate
 from alpro_stream.evaluate.embed import StoredClip, embed_texts, embed_videos
 from alpro_stream.evaluate.features import Encoding
@@ -21,7 +20,7 @@ from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
 from alpro_stream.evaluate.progress import in_parts
 from alpro_stream.evaluate.result import Result, Split, digest_of
 from alpro_stream.evaluate.runner import Outcome, run_task
-from alpro_stream.evaluate.scoring import Score
+from alpro_stream.evaluate.scoring import Score, check_can_score
 from alpro_stream.model.alpro import AlproModel
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained
@@ -50,10 +49,10 @@ class Choice(ClipLine):
 
     @model_validator(mode="after")
     def _has_an_answer(self) -> Self:
-        if self.captions.count(self.captions[min(self.answer, len(self.captions) - 1)]) > 1:
-            raise ValueError(f"the true caption is there twice: {self.captions[self.answer]!r}")
         if self.answer >= len(self.captions):
             raise ValueError(f"answer {self.answer} is none of the {len(self.captions)} captions, counted from 0")
+        if self.captions.count(self.captions[self.answer]) > 1:
+            raise ValueError(f"the true caption is there twice: {self.captions[self.answer]!r}")
         return self
 
 
@@ -74,7 +73,7 @@ def _choose(config: ChoiceConfig, data: Opened, world: World) -> Outcome:
     trained = data.trained
     with world.all_or_none():
         questions, num_elsewhere = read_lines(config.choices, Choice, {clip.key for clip in data.clips})
-        _check(config, trained)
+        check_can_score(trained, config.scores)
     numbers = by_clip([one.id for one in questions])
     clips = [clip for clip in data.clips if clip.key in numbers]
     world.stage.enter("the questions")
@@ -150,15 +149,3 @@ def _share(is_right_Q: Tensor) -> float:
 
 def _chance(questions: Sequence[Choice]) -> float:
     return 100 * sum(1 / len(one.captions) for one in questions) / len(questions)
-
-
-def _check(config: ChoiceConfig, trained: Trained) -> None:
-    """Refuses in the first seconds what would say nothing."""
-    task, path = trained.description.task, trained.path
-    if task == "question_answering":
-        raise ConfigError(
-            f"{path} was trained to answer questions: it has neither trained features nor a matching head. Set "
-            "checkpoint to one of task pretrain or retrieval"
-        )
-    if "vtm" in config.scores and task == "prompter":
-        raise ConfigError(f"{path} is a prompter: it has no matching head; set scores=[vtc]")

@@ -30,7 +30,7 @@ from alpro_stream.evaluate.queries import (
 from alpro_stream.evaluate.ranking import BothWays, RetrievalMetrics, chance_text_to_video, metrics_both_ways
 from alpro_stream.evaluate.result import SCORES_FILE, Result, Split, digest_of
 from alpro_stream.evaluate.runner import Outcome, run_task
-from alpro_stream.evaluate.scoring import Score, Scoring, score_all
+from alpro_stream.evaluate.scoring import Score, Scoring, check_can_score, score_all
 from alpro_stream.stream.decode import decoder_name
 from alpro_stream.train.distributed import World
 from alpro_stream.train.restore import Trained
@@ -142,15 +142,7 @@ def _protocol(config: RetrievalConfig) -> dict[str, Any]:
 
 def _check(config: RetrievalConfig, trained: Trained, num_videos: int, num_captions: int) -> None:
     """Refuses in the first seconds what would fail after hours."""
-    task, path = trained.description.task, trained.path
-    if task == "question_answering":
-        raise ConfigError(
-            f"{path} was trained to answer questions: it has neither trained features nor a matching head. Set "
-            "checkpoint to one of task pretrain or retrieval"
-        )
-    if "vtm" in config.scores and task == "prompter":
-        remedy = "scores=[vtc] mode=exact" if config.mode == "rerank" else "scores=[vtc]"
-        raise ConfigError(f"{path} is a prompter: it has no matching head; set {remedy}")
+    check_can_score(trained, config.scores, "scores=[vtc] mode=exact" if config.mode == "rerank" else "scores=[vtc]")
     if config.mode == "rerank" and config.top_k > (fewer := min(num_videos, num_captions)):
         raise ConfigError(
             f"top_k={config.top_k} is more than there is to choose from: {num_videos} videos, {num_captions} captions. "

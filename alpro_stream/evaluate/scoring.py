@@ -3,6 +3,7 @@
 Legend: C captions, U texts that differ, V videos.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +19,7 @@ from alpro_stream.evaluate.ranking import BothWays
 from alpro_stream.evaluate.rerank import best_candidates, reranked
 from alpro_stream.model.alpro import AlproModel, DualEncoder
 from alpro_stream.train.distributed import World
+from alpro_stream.train.restore import Trained
 
 Score = Literal["vtc", "vtm"]
 
@@ -41,6 +43,27 @@ class Scoring:
     num_clips: int = 1
     aggregation: Aggregation = "mean"
     batch_size: int = 32
+
+
+def check_can_score(trained: Trained, scores: Sequence[Score], remedy: str = "scores=[vtc]") -> None:
+    """Refuses a model that has not what the scores need.
+
+    Args:
+        trained: the model.
+        scores: that are wanted.
+        remedy: settings that leave VTM out.
+
+    Raises:
+        ConfigError: it was trained for something else.
+    """
+    task, path = trained.description.task, trained.path
+    if task == "question_answering":
+        raise ConfigError(
+            f"{path} was trained to answer questions: it has neither trained features nor a matching head. Set "
+            "checkpoint to one of task pretrain or retrieval"
+        )
+    if "vtm" in scores and task == "prompter":
+        raise ConfigError(f"{path} is a prompter: it has no matching head; set {remedy}")
 
 
 def score_all(

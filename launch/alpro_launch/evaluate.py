@@ -142,8 +142,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(path: str, overrides: Sequence[str]) -> int:
-    # Several processes share the cores; `alpro` sets it too, but not on other machines.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "CROSS_RANK" in os.environ:  # The launcher of deepspeed leaves its ranks behind when it is killed.
         end_with_parent()
     import torch

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from alpro_stream.config import Config, differences, validate
 from alpro_stream.errors import ConfigError
 from alpro_stream.media.killable import end_with
+from alpro_stream.shards.storage import publish_bytes
 from alpro_stream.testing.glyphs.captions import (
     CaptionConfig,
     complete_caption,
@@ -197,9 +198,7 @@ def write_corpus(config: CorpusConfig, num_processes: int | None = None) -> Path
     _write_rows(config.out / CLOZE_FILE, facts)
     _write_rows(config.out / OBJECTS_FILE, ((clip, {"objects": _objects(clip.scene)}) for clip in held_out))
     text = json.dumps(_settings(config), indent=1, ensure_ascii=False)
-    aside = config.out / "videos" / f".{CORPUS_FILE}"
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.rename(config.out / CORPUS_FILE)
+    publish_bytes(config.out / CORPUS_FILE, f"{text}\n".encode())
     return config.out / MANIFEST_FILE
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from alpro_launch.ablate.jobs import Job
 from alpro_stream.config import Config
 from alpro_stream.errors import ConfigError, ProcessError
+from alpro_stream.shards.storage import publish_bytes
 
 TEST_FILE = "test.json"
 _LOCK_WAIT_S = 60.0
@@ -92,9 +94,7 @@ def check_test_look(out: Path, grid: str) -> None:
 def write_aside(path: Path, text: str) -> None:
     """Writes a file whole: whoever reads it sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
+    publish_bytes(path, text.encode("utf-8"))
 
 
 def last_lines(path: Path, number: int = 8) -> tuple[str, ...]:
@@ -144,4 +144,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def commands_text(arguments: Sequence[str]) -> str:
     """A command line as it can be given by hand."""
-    return " ".join(["alpro", *(f"'{one}'" if set(one) & set(' ()[]{},;&|*?<>$"') else one for one in arguments)])
+    return shlex.join(["alpro", *arguments])
