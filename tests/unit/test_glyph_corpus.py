@@ -264,6 +264,9 @@ def test_what_an_interrupted_run_left_is_written_anew(written: Path, tmp_path: P
         ({"num_clips": {"dev": 5}}, "dev"),
         ({"held_out": 64}, "held_out 64 leaves no pair of 24 nouns and 6 colours for num_clips.validation"),
         ({"cell_px": 12}, "cell_px"),
+        ({"scene": {"kept": (0.0, 0.0, 1.0), "with_corner": False}}, r"kept \[0.0, 0.0, 1.0\]: expected weights"),
+        ({"scene": {"kept": (0.5, -0.5, 1.0)}}, r"kept .* not negative"),
+        ({"scene": {"kept": ()}}, r"kept \[\]"),
     ],
 )
 def test_what_cannot_be_made_is_refused(more: dict[str, object], message: str) -> None:

@@ -1,10 +1,11 @@
 """What happens in a clip: objects, their places and movements. Pure functions of random draws; no pixels, no words."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 from random import Random
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alpro_stream.config import Config
 from alpro_stream.testing.glyphs.vocabulary import CORNERS, STEPS, Corner, Direction
@@ -28,9 +29,17 @@ class SceneConfig(Config):
     presence: Literal["always", "enter_and_leave"] = "always"
     """Movers are there all the time, or for six frames each, one after the other, in whole cells."""
     kept: tuple[float, ...] = (0.25, 0.35, 0.40)
-    """Probability that a training clip shows 1, 2 or all 3 of the objects; held-out clips show all."""
+    """Weights with which a training clip shows 1, 2 or all 3 of the objects; held-out clips show all. Those of more
+    objects than there are count for nothing."""
     path_cells: int = Field(default=2, ge=1, le=GRID - 1)
     """Cells that a mover covers."""
+
+    @model_validator(mode="after")
+    def _kept_can_be_drawn(self) -> Self:
+        weights = self.kept[: self.num_movers + self.with_corner]
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < inf:
+            raise ValueError(f"kept {list(self.kept)}: expected weights of 1, 2 and 3 objects, not negative, not all 0")
+        return self
 
 
 class Thing(Config):
