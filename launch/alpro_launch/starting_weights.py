@@ -33,6 +33,7 @@ from alpro_stream.testing.glyphs.scene import GRID, Thing
 from alpro_stream.testing.glyphs.vocabulary import COLOURS, NOUNS, TILE_SIDE
 
 _SETTINGS_FILE = "starting_weights.json"
+_PUBLISHED_STD = 0.02
 _LAST = 50
 """Steps at the end whose figures are told."""
 
@@ -66,6 +67,12 @@ class StartingWeightsConfig(Config):
     classes: Literal["all", "others"] = "all"
     """Objects of the pictures: all that have a glyph, or those alone that the corpus does not show. Of the corpus's
     objects only the colours that its training clips show them in."""
+    position_std: float = Field(default=_PUBLISHED_STD, ge=0)
+    """Deviation of fresh embeddings of a patch's place, before the pictures; published: 0.02. At small widths more is
+    needed where captions say where something is."""
+    time_std: float = Field(default=0.0, ge=0)
+    """Deviation of the embeddings of a frame's time, which pictures do not teach. 0 as published: frames begin
+    without an order, and then which way an object goes is found late, or never."""
     pictures: StepsConfig = StepsConfig(max_steps=1200, batch_size=64, learning_rate=2e-3)
     """Of the video encoder: which object, which colour."""
     captions: StepsConfig = StepsConfig(max_steps=400, batch_size=64, learning_rate=2e-3)
@@ -96,9 +103,14 @@ def train_starting_weights(config: StartingWeightsConfig, tell: Callable[[str], 
     model = build_model("pretrain", config.model, tokenizer.vocab_size)
     assert isinstance(model, AlproModel)
     model.apply(_start_wide)
+    encoder = model.dual.video_encoder
+    with torch.no_grad():
+        encoder.pos_embed.mul_(config.position_std / _PUBLISHED_STD)
     # Again, after that: what the encoder learns in pictures is then what it knows of a clip's frames.
-    model.dual.video_encoder.start_time_as_identity()
+    encoder.start_time_as_identity()
     accuracy = _train_pictures(model, config)
+    if config.time_std:
+        nn.init.normal_(encoder.time_embed, std=config.time_std)
     tell(f"objects in still pictures: {100 * accuracy:.0f} % named in the last {_LAST} steps")
     loss = _train_captions(model, tokenizer, config)
     tell(f"masked words of captions without pictures: loss {loss:.2f} in the last {_LAST} steps")

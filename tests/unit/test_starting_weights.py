@@ -77,6 +77,20 @@ def test_the_video_encoder_knows_pictures_and_no_time(root, tmp_path):
     torch.testing.assert_close(encoder(video), encoder(video.flip(1)))
 
 
+def test_places_and_times_have_the_deviation_that_is_asked_for(root, tmp_path):
+    few = {"max_steps": 1, "batch_size": 4, "learning_rate": 1e-9}
+    plain, wide = (
+        _config(root, tmp_path / str(len(more)), pictures=few, captions=few, **more)
+        for more in ({}, {"position_std": 0.2, "time_std": 0.3})
+    )
+    for config in (plain, wide):
+        train_starting_weights(config)
+    plain_encoder, encoder = (read_model(config.out).dual.video_encoder for config in (plain, wide))
+    assert torch.allclose(encoder.pos_embed, 10 * plain_encoder.pos_embed, atol=1e-5)
+    assert not plain_encoder.time_embed.any()
+    assert 0.2 < float(encoder.time_embed.std()) < 0.4
+
+
 def test_what_is_written_is_what_learned(root, tmp_path, monkeypatch):
     """Time is taken out of an encoder at the end, which must have been without it all along."""
     frame, changes, original = torch.randn(2, 1, 3, 32, 32), [], VideoEncoder.start_time_as_identity
