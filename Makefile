@@ -27,17 +27,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Where the milliseconds of a step go (after `make demo`), what the demo costs, the base model's step, the prompter beside it, retrieval and search, sharding (needs ffmpeg), the stream at scale, decoders, the stream beside its peers (after `make peers`)
-	$(BIN)/python benchmarks/end_to_end.py --json benchmarks/results/end_to_end.json
-	$(BIN)/python benchmarks/demo.py --json benchmarks/results/demo.json
-	$(BIN)/python benchmarks/step.py --json benchmarks/results/step.json
-	$(BIN)/python benchmarks/shard.py --json benchmarks/results/shard.json
-	$(BIN)/python benchmarks/plan.py --json benchmarks/results/plan.json
-	$(BIN)/python benchmarks/prompter.py --json benchmarks/results/prompter.json
-	$(BIN)/python benchmarks/evaluate.py --json benchmarks/results/evaluate.json
-	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json
-	$(BIN)/python benchmarks/decode.py --json benchmarks/results/decode.json
-	$(BIN)/python benchmarks/stream.py --json benchmarks/results/stream.json
+bench: install  ## All benchmarks, and the README's table (wants `make demo` and `make peers` before, and ffmpeg)
+	$(BIN)/alpro bench all --json benchmarks/results
 	$(BIN)/python benchmarks/readme.py
 
 peers: benchmarks/peers/.venv/installed  ## The libraries that the stream is compared with, in an environment of their own

@@ -74,7 +74,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
     def row(name: str, limit: str | None = None, target: Target | None = None) -> Row:
         details = {"CPU ms/clip": float(np.median(cpu_ms[name]))}
-        return Row.of(name, found[name], "clips/s", found[limit] if limit else None, target, details)
+        return Row.of(name, found[name], "clips/s", found[limit] if limit else None, target, details, limit or "")
 
     return [
         row("raw libjpeg-turbo"),

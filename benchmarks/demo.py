@@ -41,6 +41,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
             value=values["recall_at_1"],
             unit="%",
             limit=result["chance"]["recall_at_1"],
+            limit_of="chance",
         )
         for score, directions in result["metrics"].items()
         for direction, values in directions.items()

@@ -2,22 +2,28 @@
 
 The rows from `step` to `rest` are the trainer's; the parts add up to the step. The rows `beside: ...` run at the same
 time and cost the trainer only what it waits, and the cores they share with it. Limits, measured in the same sitting: a
-plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate), and
-libjpeg-turbo on bytes in memory, in as many threads as the loader has workers, for `decode`.
+plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate); a copy in
+memory for `update` (AdamW reads four numbers of each parameter and writes three); for `decode` libjpeg-turbo on bytes
+in memory, in as many threads as the loader has workers; for `read` the same members by `pread` and nothing else; for
+`text` the `tokenizers` library on as many captions. Below the table the parts are drawn, with one sentence on what to
+change; `--chart FILE` writes them as an SVG.
 
 `data wait at base size` is the share of a step of the published model in which it waits for the same stream.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 
 import simplejpeg
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer
 
 from alpro_stream.config import load_config
 from alpro_stream.errors import ConfigError
@@ -30,7 +36,9 @@ from alpro_stream.losses.objective import (
     same_pairs,
 )
 from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
+from alpro_stream.model.operations import count_parameters
 from alpro_stream.run import RunConfig, run_entities, train
+from alpro_stream.shards.layout import tar_path
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.maker import BatchMaker
 from alpro_stream.stream.sources import open_sources
@@ -39,9 +47,11 @@ from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.engine import Engine
 from alpro_stream.train.metrics import read_metrics
 from alpro_stream.train.restore import ensure_bank, load_labeller
+from benchmarks.charts import bar_chart, bar_lines
 from benchmarks.harness import Measurement, Row, Target, main
 from benchmarks.step import SMALL
-from benchmarks.timing import Stopwatch, matrix_product_rate, repeat
+from benchmarks.step_parts import advice, bars
+from benchmarks.timing import Stopwatch, copy_rate, matrix_product_rate, repeat
 
 CONFIG = "configs/demo/pretrain.yaml"
 WARMUP_STEPS = 5
@@ -76,20 +86,37 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         for name in ("read", "decode", "text")
     }
     shown = [
-        _row("step", steps, limits.forward_s + limits.backward_s),
-        _row("forward", parts["forward"], limits.forward_s),
-        _row("backward", parts["backward"], limits.backward_s),
-        _row("update", parts["update"]),
+        _row("step", steps, limits.forward_s + limits.backward_s, "matrix product"),
+        _row("forward", parts["forward"], limits.forward_s, "matrix product"),
+        _row("backward", parts["backward"], limits.backward_s, "matrix product"),
+        _row("update", parts["update"], limits.update_s, "memory copy"),
         _row("data wait", waits["data"]),
         _row("prompter wait", waits["prompter"]),
         _row("rest", rest),
-        _row("beside: read", stages["read"]),
-        _row("beside: decode", stages["decode"], limits.decode_s),
-        _row("beside: text", stages["text"]),
-        _row("beside: labels", limits.labels, limits.labels_s),  # By themselves, with all threads.
+        _row("beside: read", stages["read"], limits.read_s, "pread"),
+        _row("beside: decode", stages["decode"], limits.decode_s, "raw libjpeg-turbo"),
+        _row("beside: text", stages["text"], limits.text_s, "tokenizers"),
+        # By themselves, with all threads.
+        _row("beside: labels", limits.labels, limits.labels_s, "matrix product"),
     ]
-    rate = Measurement(tuple(config.stream.global_batch / step for step in steps[WARMUP_STEPS:]))
-    return [*shown, Row.of("throughput", rate, "clips/s"), base_size_row(arguments)]
+    size = config.stream.global_batch
+    rate = Measurement(tuple(size / step for step in steps[WARMUP_STEPS:]))
+    fastest = size / (limits.forward_s + limits.backward_s)
+    throughput = Row.of("throughput", rate, "clips/s", fastest, limit_of="matrix product")
+    return [*shown, throughput, base_size_row(arguments)]
+
+
+def conclude(arguments: argparse.Namespace, found: Sequence[Row]) -> None:
+    """Draws the parts, writes the chart if asked to, and says what to change."""
+    values = {row.name: row.value for row in found}
+    limits = {row.name: row.limit for row in found if row.limit is not None}
+    print("\nwhere a step goes (light: beyond the limit)")
+    print("\n".join(bar_lines(bars(values, limits), "ms")))
+    print(f"\n{advice(values, limits)}")
+    if arguments.chart:
+        title = f"A step of the demo's pre-training, {values['step']:.0f} ms"
+        arguments.chart.parent.mkdir(parents=True, exist_ok=True)
+        arguments.chart.write_text(bar_chart(title, bars(values, limits), "ms", "the limit"), encoding="utf-8")
 
 
 def base_size_row(arguments: argparse.Namespace) -> Row:
@@ -106,13 +133,16 @@ def base_size_row(arguments: argparse.Namespace) -> Row:
 
 
 class Limits:
-    """What the same work takes at the rate of a plain matrix product, or of Pillow; and the labels by themselves."""
+    """What the same work takes by the raw means; and the labels by themselves."""
 
     def __init__(self, config: RunConfig, batch: Batch) -> None:
         assert config.prompter is not None
         rate = matrix_product_rate()
-        forward, backward = objective_operations(config, batch)
+        forward, backward, num_parameters = objective_costs(config, batch)
         self.forward_s, self.backward_s = forward / rate, backward / rate
+        # Seven numbers of four bytes pass; of a copy each byte passes twice.
+        copied = 7 * 4 * num_parameters // 2
+        self.update_s = copied / copy_rate(copied)
         device = torch.device("cpu")
         entities = run_entities(config.prompter, config.stream)
         folder = config.run_dir / "prompter"
@@ -122,11 +152,12 @@ class Limits:
             labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind)
         self.labels_s = counter.get_total_flops() / rate
         self.labels = repeat(lambda: labeller(batch.frames_BTHWC, batch.boxes_B4, batch.kind), 12)
-        self.decode_s = jpeg_seconds(config, num_frames=len(batch) * batch.frames_BTHWC.shape[1])
+        self.read_s, self.decode_s = media_seconds(config, len(batch), batch.frames_BTHWC.shape[1])
+        self.text_s = text_seconds(config, batch.captions)
 
 
-def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]:
-    """Floating point operations of one step, forward and backward, counted by torch."""
+def objective_costs(config: RunConfig, batch: Batch) -> tuple[float, float, int]:
+    """Floating point operations of one step, forward and backward, counted by torch; and the model's parameters."""
     tokenizer = Tokenizer(config.stream.text.tokenizer, config.stream.text.num_tokens)
     num_entities = 100
     model = AlproModel(config.model, tokenizer.vocab_size, Heads.of("pretrain", num_entities))
@@ -140,19 +171,36 @@ def objective_operations(config: RunConfig, batch: Batch) -> tuple[float, float]
         )
         forward = counter.get_total_flops()
         terms.total.backward()
-        return forward, counter.get_total_flops() - forward
+        backward = counter.get_total_flops() - forward
+    return forward, backward, count_parameters(model)["total"]
 
 
-def jpeg_seconds(config: RunConfig, num_frames: int) -> float:
-    """Seconds in which libjpeg-turbo decodes so many stored frames from memory, whole, in a thread a worker."""
-    source = open_sources(config.stream.sources)[0]
-    shard = source.shards[0].name
-    jpegs: list[bytes] = []
-    for slot in range(source.shards[0].num_samples):
-        jpegs += source.reader.read(shard, slot, source.reader.frame_members(shard, slot)[:4])
-    jpegs = (jpegs * (num_frames // len(jpegs) + 1))[:num_frames]
+def media_seconds(config: RunConfig, num_clips: int, num_frames: int) -> tuple[float, float]:
+    """Seconds in which the stored frames of a batch are read, and then decoded whole, in a thread a worker."""
+    (source, *_) = open_sources(config.stream.sources)
+    try:
+        shard = source.shards[0]
+        slots = islice(cycle(range(shard.num_samples)), num_clips)
+        members = [member for slot in slots for member in source.reader.frame_members(shard.name, slot)[:num_frames]]
+        descriptor = os.open(tar_path(Path(config.stream.sources[0].path), shard.name), os.O_RDONLY)
+        try:
+
+            def read() -> list[bytes]:
+                return [os.pread(descriptor, member.size, member.offset) for member in members]
+
+            jpegs, read_s = read(), statistics.median(repeat(read, 12))
+        finally:
+            os.close(descriptor)
+    finally:
+        source.reader.close()
     with ThreadPoolExecutor(config.stream.decode.num_workers) as pool:
-        return statistics.median(repeat(lambda: [*pool.map(simplejpeg.decode_jpeg, jpegs)], 12))
+        return read_s, statistics.median(repeat(lambda: [*pool.map(simplejpeg.decode_jpeg, jpegs)], 12))
+
+
+def text_seconds(config: RunConfig, captions: Sequence[str]) -> float:
+    """Seconds in which the tokenizers library makes ids of the captions of a batch."""
+    encode = AutoTokenizer.from_pretrained(config.stream.text.tokenizer).backend_tokenizer.encode_batch
+    return statistics.median(repeat(lambda: encode(list(captions)), 12))
 
 
 def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:
@@ -160,9 +208,9 @@ def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:
     return [sum(calls[step * each : (step + 1) * each]) for step in range(num_steps)]
 
 
-def _row(name: str, seconds: Sequence[float], limit_s: float | None = None) -> Row:
+def _row(name: str, seconds: Sequence[float], limit_s: float | None = None, limit_of: str = "") -> Row:
     milliseconds = Measurement(tuple(1000 * value for value in seconds[WARMUP_STEPS:]))
-    return Row.of(name, milliseconds, "ms", limit=None if limit_s is None else 1000 * limit_s)
+    return Row.of(name, milliseconds, "ms", None if limit_s is None else 1000 * limit_s, limit_of=limit_of)
 
 
 def _check_demo_ran(config: RunConfig) -> None:
@@ -172,7 +220,8 @@ def _check_demo_ran(config: RunConfig) -> None:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"overrides for {CONFIG}")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="write the parts of a step as an SVG")
 
 
 if __name__ == "__main__":
-    main("end_to_end", rows, add_arguments=_arguments)
+    main("end_to_end", rows, add_arguments=_arguments, conclude=conclude)

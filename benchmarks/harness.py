@@ -34,6 +34,10 @@ Describe = Callable[[argparse.Namespace], Mapping[str, Any]]
 """From the arguments to what data was measured on, by name."""
 
 
+Conclude = Callable[[argparse.Namespace, Sequence["Row"]], None]
+"""From the arguments and the rows to what is shown below them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """All samples of one variant, in the order in which they were taken."""
@@ -123,6 +127,8 @@ class Row:
     spread: float | None = None
     """Interquartile range over the median."""
     limit: float | None = None
+    limit_of: str = ""
+    """What the limit is, in a few words, such as "matrix product"."""
     target: Target | None = None
     """None where nothing is promised."""
     details: Mapping[str, float] = field(default_factory=dict)
@@ -137,12 +143,19 @@ class Row:
         limit: Measurement | float | None = None,
         target: Target | None = None,
         details: Mapping[str, float] | None = None,
+        limit_of: str = "",
     ) -> "Row":
         """The row of a measurement."""
-        bound = limit.median if isinstance(limit, Measurement) else limit
-        spread = measurement.spread
-        value = measurement.median
-        return cls(name=name, value=value, unit=unit, spread=spread, limit=bound, target=target, details=details or {})
+        return cls(
+            name=name,
+            value=measurement.median,
+            unit=unit,
+            spread=measurement.spread,
+            limit=limit.median if isinstance(limit, Measurement) else limit,
+            limit_of=limit_of,
+            target=target,
+            details=details or {},
+        )
 
     @property
     def ratio(self) -> float | None:
@@ -171,6 +184,7 @@ class Row:
             "ratio": plain["ratio"],
             "target": self.target.as_json() if self.target else None,
             "ok": self.ok,
+            **({"limit_of": self.limit_of} if self.limit_of else {}),
             **({"details": dict(self.details)} if self.details else {}),
         }
 
@@ -194,6 +208,9 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     for heading in ("of the limit", "value", "limit"):
         shown.add_column(heading, justify="right")
     shown.add_column("unit")
+    named = any(row.limit_of for row in rows)
+    if named:
+        shown.add_column("the limit is")
     shown.add_column("spread", justify="right")
     shown.add_column("target")
     shown.add_column("kept")
@@ -207,6 +224,7 @@ def table(name: str, rows: Sequence[Row]) -> Table:
             _number(row.value),
             _number(row.limit),
             row.unit,
+            *([row.limit_of or "-"] if named else []),
             "-" if row.spread is None else f"{100 * row.spread:.0f} %",
             "-" if row.target is None else str(row.target),
             {None: "-", True: "yes", False: "NO"}[row.ok],
@@ -229,6 +247,7 @@ def run(
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     argv: Sequence[str] | None = None,
     describe_content: Describe | None = None,
+    conclude: Conclude | None = None,
 ) -> int:
     """Parses the arguments, measures, prints the table and writes the file; returns the exit status.
 
@@ -238,6 +257,7 @@ def run(
         add_arguments: declares arguments of this benchmark's own.
         argv: the command line without the program, by default the process's.
         describe_content: says, after measuring, what data it was measured on; for the table and the file.
+        conclude: prints or writes what follows from the rows, below the table.
 
     Returns:
         0; with ``--check`` 1 if a target was missed; 2 if the benchmark could not be run.
@@ -256,13 +276,15 @@ def run(
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
     # Piped output has no width of its own, and 80 columns would break the names.
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 220
     console = Console(width=width)
     console.print(table(name, rows))
     if content:
         console.print("measured on:", ", ".join(f"{key} {value}" for key, value in content.items()), soft_wrap=True)
     if arguments.json is not None:
         save(arguments.json, results(name, rows, content))
+    if conclude is not None:
+        conclude(arguments, rows)
     return 1 if arguments.check and any(row.ok is False for row in rows) else 0
 
 
@@ -271,9 +293,10 @@ def main(
     build_rows: Callable[[argparse.Namespace], Sequence[Row]],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     describe_content: Describe | None = None,
+    conclude: Conclude | None = None,
 ) -> None:
     """Entry point of a benchmark script: `run`, then the end of the process with its status."""
-    sys.exit(run(name, build_rows, add_arguments, describe_content=describe_content))
+    sys.exit(run(name, build_rows, add_arguments, describe_content=describe_content, conclude=conclude))
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,9 @@ nothing, so the difference to `inline` is what labels cost. The process is hande
 are timed once its queue is full. With cores to spare (four and more, or a GPU) trainer and prompter have cores of their
 own; on fewer the trainer uses all of them, and the prompter's one thread comes on top.
 
+Limits, in the same sitting: for steps and labels their operations (`alpro_stream.model.operations`, without AdamW) at
+the rate of a plain matrix product, on all cores and nothing beside it; for handing a batch over a copy of it in memory.
+
 The memory over exchanges is that of a small model's prompter and of its trainer, after both are warm.
 """
 
@@ -17,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -36,6 +39,7 @@ from alpro_stream.losses.objective import (
 from alpro_stream.losses.pem import PemConfig
 from alpro_stream.model.alpro import AlproModel, DualEncoder, Heads, ModelConfig
 from alpro_stream.model.cpu_memory import keep_freed_memory
+from alpro_stream.model.operations import pretraining_operations
 from alpro_stream.model.text_encoder import TextEncoderConfig
 from alpro_stream.model.video_encoder import VideoEncoderConfig
 from alpro_stream.prompter.client import InlinePrompter, PrompterClient, PrompterConfig
@@ -44,12 +48,14 @@ from alpro_stream.stream.batch import Batch
 from alpro_stream.train.rehearsal import made_up_batch
 from benchmarks.harness import Measurement, Row, Target, main, measure
 from benchmarks.step import NUM_ENTITIES, NUM_TOKENS, VOCAB_SIZE
-from benchmarks.timing import wait_for_device
+from benchmarks.timing import copy_rate, matrix_product_rate, wait_for_device
 
 STEPS_OF_A_SAMPLE = 3
 FEWEST_SPARE_CORES = 4
 # Over fewer, what an allocator takes or gives back once looks like a slope.
 FEWEST_EXCHANGES = 3000
+# Until caches are full.
+WARMUP_EXCHANGES = 500
 
 
 def sized(image_size: int, width: int, depth: int) -> ModelConfig:
@@ -93,6 +99,8 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         waits, labels, inline_labels = (
             Measurement(tuple(values[1:])) for values in (bench.waits, bench.labels, bench.inline_labels)
         )
+        limits = bench.limits()
+        handing = Measurement(tuple(bench.handing_over[1:]))
         spare = bench.has_spare_cores
     if spare:
         over_inline, waiting = Target(at_most=1.05), Target(at_most=0.01)
@@ -101,16 +109,35 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     overlap = Measurement(tuple(1 - wait / each for wait, each in zip(waits.samples, labels.samples, strict=True)))
     share = _quotients(waits, steps["process"])
     return [
-        *(Row.of(f"step, {name}", seconds, "s") for name, seconds in steps.items()),
+        *(
+            Row.of(f"step, {name}", seconds, "s", limits.step_s[name], limit_of="matrix product")
+            for name, seconds in steps.items()
+        ),
         Row.of("process over inline", _quotients(steps["process"], steps["inline"]), "x", target=over_inline),
         Row.of("inline over without labels", _quotients(steps["inline"], steps["without labels"]), "x"),
         Row.of("process over without labels", _quotients(steps["process"], steps["without labels"]), "x"),
-        Row.of("labels, inline", inline_labels, "s"),
-        Row.of("labels, process", labels, "s"),
+        Row.of("labels, inline", inline_labels, "s", limits.labels_s, limit_of="matrix product"),
+        Row.of("labels, process", labels, "s", limits.labels_s, limit_of="matrix product"),
+        Row.of("handing a batch over", handing, "s", limits.copy_s, limit_of="memory copy"),
         Row.of("wait for labels over step", share, "x", target=waiting),
         Row.of("labels hidden behind the step", overlap, "x"),
         *memory,
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that the same work takes at the rate of a matrix product, or of a copy in memory.
+
+    Attributes:
+        step_s: of a step, by variant.
+        labels_s: of the labels of a batch.
+        copy_s: of handing a batch over.
+    """
+
+    step_s: dict[str, float]
+    labels_s: float
+    copy_s: float
 
 
 class Bench:
@@ -135,6 +162,9 @@ class Bench:
         self._autocast = functools.partial(
             torch.autocast, self.device.type, torch.bfloat16, enabled=arguments.precision == "bf16"
         )
+        self._operations = pretraining_operations(config, NUM_TOKENS, VOCAB_SIZE, Heads.of("pretrain", NUM_ENTITIES))
+        self._dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+        self._num_cores = cores
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         self._batch = _batch(config, arguments.batch).to(self.device)
         labeller = functools.partial(
@@ -149,6 +179,7 @@ class Bench:
         self.waits: list[float] = []
         self.labels: list[float] = []
         self.inline_labels: list[float] = []
+        self.handing_over: list[float] = []
 
     def __enter__(self) -> "Bench":
         return self
@@ -181,9 +212,12 @@ class Bench:
         client, batch = self._client, self._batch
         waits: list[float] = []
         labels: list[float] = []
+        handing_over: list[float] = []
 
         def step() -> None:
+            started = time.perf_counter()
             client.submit(batch)
+            handing_over.append(time.perf_counter() - started)
             started = time.perf_counter()
             found = client.collect(batch)
             waits.append(time.perf_counter() - started)
@@ -198,7 +232,26 @@ class Bench:
         client.collect(batch)
         self.waits.append(statistics.mean(waits))
         self.labels.append(statistics.mean(labels))
+        self.handing_over.append(statistics.mean(handing_over))
         return seconds
+
+    def limits(self) -> Limits:
+        """What step, labels and handing over cost at the least, with all cores for each."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._num_cores)
+        on_gpu = self.device.type == "cuda"
+        rate = matrix_product_rate(8192 if on_gpu else 1024, self._dtype, self.device)
+        copied = copy_rate(self._batch.frames_BTHWC.numel())
+        torch.set_num_threads(threads)
+        of_one, size = self._operations, len(self._batch)
+        without = size * (of_one.step - of_one.prompter) / rate
+        labels = size * of_one.prompter / rate
+        return Limits(
+            # On a GPU too, prompter and trainer share what multiplies.
+            {"without labels": without, "inline": without + labels, "process": without + labels},
+            labels,
+            self._batch.frames_BTHWC.numel() / copied,
+        )
 
     def _seconds(self, step: Callable[[], None]) -> float:
         wait_for_device()
@@ -233,7 +286,7 @@ def memory_rows(exchanges: int) -> list[Row]:
             processes = {"prompter": psutil.Process(client.pid), "trainer": psutil.Process()}
             taken: dict[str, list[float]] = {name: [] for name in processes}
             counts = [exchanges * part // 20 for part in range(21)]
-            done = -500  # Until caches are full.
+            done = -WARMUP_EXCHANGES
             for count in counts:
                 while done < count:
                     client.submit(batch)

@@ -1,23 +1,26 @@
-"""Writes the tables of README.md, docs/decoding.md and docs/ablation.md from `benchmarks/results/`.
+"""Writes the tables and charts of README.md and of pages in docs/ from `benchmarks/results/`.
 
 As `python benchmarks/readme.py`.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.charts import Bar, bar_chart
+from benchmarks.step_parts import advice, bars
+from benchmarks.targets import Results, load_reasons, markdown, number, target_text
+from benchmarks.tuning import settings
 
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
 DECODING = Path("docs/decoding.md")
 ABLATION = Path("docs/ablation.md")
+PERFORMANCE = Path("docs/performance.md")
+STREAM_CHART, STEP_CHART = Path("docs/stream.svg"), Path("docs/step.svg")
 ABLATIONS = ("losses", "frames", "motion", "pem", "prompts", "entities")
 """In the order of the page; those that were run."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
-Results = Mapping[str, dict[str, Any]]
-"""By name of the benchmark, what it wrote."""
 
 
 def section(results: Results) -> str:
@@ -53,7 +56,11 @@ def section(results: Results) -> str:
         f"| {rates['stream over mosaic']:.1f} x / {rates['stream over webdataset-turbo']:.1f} x "
         f"/ {rates['stream over decord-3fps']:.0f} x |",
         "",
-        "The recall is memorisation of a small set, not quality. More in [benchmarks/results](benchmarks/results).",
+        f"The recall is memorisation of a small set, not quality. [{PERFORMANCE.as_posix()}]({PERFORMANCE.as_posix()}) "
+        "has all targets,",
+        "those that are missed with the reason, and what limits each stage.",
+        "",
+        f"![{stream_title(results)}]({STREAM_CHART.as_posix()})",
     ]
     return "\n".join(lines)
 
@@ -61,6 +68,48 @@ def section(results: Results) -> str:
 def tables(results: Results) -> str:
     """All rows of the benchmarks of the input side."""
     return "\n\n".join(_table(results[name]) for name in ("decode", "stream"))
+
+
+def performance(results: Results) -> str:
+    """All targets, the parts of a step, and what settings do."""
+    values, limits = _values(results["end_to_end"]), _limits(results["end_to_end"])
+    machine = results["end_to_end"]["machine"]
+    return "\n".join(
+        [
+            "### Targets",
+            "",
+            markdown(results, load_reasons()),
+            "",
+            "### A step",
+            "",
+            f"The demo's pre-training, {machine['num_cores']:g} cores ({machine['cpu']}); of it "
+            f"`alpro bench end_to_end` says: {advice(values, limits)}.",
+            "",
+            f"![Parts of a step, in milliseconds]({STEP_CHART.name})",
+            "",
+            "### Settings",
+            "",
+            settings(results),
+        ]
+    )
+
+
+def stream_title(results: Results) -> str:
+    """Of the chart."""
+    return f"Clips a second into the training process, {results['stream']['machine']['num_cores']:g} cores"
+
+
+def stream_chart(results: Results) -> str:
+    """The stream beside its peers, fastest first."""
+    rows = [row for row in results["stream"]["rows"] if row["unit"] == "clips/s" and not row["name"].startswith("raw")]
+    found = [Bar(row["name"], row["value"], is_ours=row["name"].startswith("stream")) for row in rows]
+    return bar_chart(stream_title(results), sorted(found, key=lambda bar: -bar.value), "clips/s")
+
+
+def step_chart(results: Results) -> str:
+    """The parts of a step with their limits."""
+    values, limits = _values(results["end_to_end"]), _limits(results["end_to_end"])
+    return bar_chart(f"A step of the demo: {values['step']:.0f} ms", bars(values, limits), "ms", "the limit")
 
 
 def fill(document: str, text: str) -> str:
@@ -75,8 +124,14 @@ def current() -> dict[Path, str]:
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
     files = [RESULTS / "ablation" / f"{name}.json" for name in ABLATIONS]
     ablations = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    texts = {README: section(results), DECODING: tables(results), ABLATION: "\n\n".join(map(_ablation, ablations))}
-    return {path: fill(path.read_text(encoding="utf-8"), text) for path, text in texts.items()}
+    texts = {
+        README: section(results),
+        DECODING: tables(results),
+        ABLATION: "\n\n".join(map(_ablation, ablations)),
+        PERFORMANCE: performance(results),
+    }
+    documents = {path: fill(path.read_text(encoding="utf-8"), text) for path, text in texts.items()}
+    return documents | {STREAM_CHART: stream_chart(results), STEP_CHART: step_chart(results)}
 
 
 def _ablation(result: dict[str, Any]) -> str:
@@ -130,29 +185,25 @@ def _table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|" + "---|" * len(details),
     ]
     for row in result["rows"]:
-        target = row["target"] and next(
-            f"{'>=' if 'least' in key else '<='} {row['target'][key]:g}"
-            for key in ("at_least", "at_most")
-            if key in row["target"]
-        )
+        target = target_text(row["target"]).removesuffix(" of the limit") if row["target"] else ""
         cells = [
             row["name"],
             "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-            f"{_number(row['value'])} {row['unit']}",
-            "" if row["limit"] is None else _number(row["limit"]),
+            f"{number(row['value'])} {row['unit']}",
+            "" if row["limit"] is None else number(row["limit"]),
             "" if not target else f"{target} {'kept' if row['ok'] else 'missed'}",
-            *(_number(row["details"][name]) if name in row.get("details", {}) else "" for name in details),
+            *(number(row["details"][name]) if name in row.get("details", {}) else "" for name in details),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _values(result: dict[str, Any]) -> dict[str, float]:
     return {row["name"]: row["value"] for row in result["rows"]}
+
+
+def _limits(result: dict[str, Any]) -> dict[str, float]:
+    return {row["name"]: row["limit"] for row in result["rows"] if row["limit"] is not None}
 
 
 def _ratio(result: dict[str, Any], name: str) -> float:

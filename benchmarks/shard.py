@@ -4,7 +4,12 @@ Steady state: workers and their media processes are up, Ray is not started. The 
 clips: ordinary H.264 (640x360, 25 frames a second, 60 s, B-frames, key frames where x264 puts them: at cuts, at most
 250 frames apart). All frames on the grid are stored, as ffmpeg stores them. The limit is the
 ``ffmpeg`` command on the same cores for the same work, in the faster of two ways: one clip after the other with all its
-threads, or a command a core with one thread each. Needs the ``ffmpeg`` command.
+threads, or a command a core with one thread each. Needs the ``ffmpeg`` command. `decoding alone` is that command
+without scaling, JPEG and files: what is left when all else costs nothing.
+
+`plain Ray Data` is what one would write without us (``benchmarks/peers/ray_data_tars.py``: torchcodec in a map, then
+``write_webdataset``), on as many cores and in a sitting with the others; Ray and its workers are up there too. It needs
+`make peers`, and is left out without.
 """
 
 import argparse
@@ -16,8 +21,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -28,6 +35,10 @@ from benchmarks.harness import Measurement, Row, Target, main, measure
 _EXAMPLES = Path("examples/clips/videos")
 _NUM_CORES = len(os.sched_getaffinity(0))
 _SECONDS, _RATE = 60, 25
+# Of the ffmpeg command, with the file in the end.
+_AS_JPEGS = ("-vf", "fps=3,scale=256:256:flags=bicubic", "-q:v", "2", "%03d.jpg")
+_NOWHERE = ("-f", "null", "-")
+PEERS_PYTHON = Path("benchmarks/peers/.venv/bin/python")
 _POLL_S = 0.01
 
 
@@ -47,31 +58,58 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _rate_rows(folder: Path, clips: Sequence[Path], repetitions: int) -> list[Row]:
-    workers = {
-        (sampling, count): _Workers(folder / f"{sampling}-{count}", clips, sampling, count)
-        for sampling, count in (("exact", _NUM_CORES), ("exact", 1), ("keyframes", _NUM_CORES))
-    }
-    try:
-        found = measure(
-            {
-                "ffmpeg, all threads": lambda: _ffmpeg_rate(clips, num_commands=1),
-                "ffmpeg, a command a core": lambda: _ffmpeg_rate(clips, num_commands=_NUM_CORES),
-                **{f"{sampling} {count}": each.rate for (sampling, count), each in workers.items()},
-            },
-            repetitions=repetitions,
-        )
+    with ExitStack() as stack:
+        workers = {
+            (sampling, count): stack.enter_context(
+                closing(_Workers(folder / f"{sampling}-{count}", clips, sampling, count))
+            )
+            for sampling, count in (("exact", _NUM_CORES), ("exact", 1), ("keyframes", _NUM_CORES))
+        }
+        variants: dict[str, Callable[[], float]] = {
+            f"{name}, {how}": partial(_ffmpeg_rate, clips, count, output)
+            for name, output in (("ffmpeg", _AS_JPEGS), ("decoding", _NOWHERE))
+            for how, count in (("all threads", 1), ("a command a core", _NUM_CORES))
+        }
+        variants |= {f"{sampling} {count}": each.rate for (sampling, count), each in workers.items()}
+        if peer := _start_ray_data(clips, folder / "ray-data"):
+            variants["plain Ray Data"] = stack.enter_context(closing(peer)).rate
+        found = measure(variants, repetitions=repetitions)
         write = Measurement(tuple(workers["exact", _NUM_CORES].write_shares))
-    finally:
-        for each in workers.values():
-            each.close()
-    limit = max(found["ffmpeg, all threads"], found["ffmpeg, a command a core"], key=lambda rate: rate.median)
-    exact = found[f"exact {_NUM_CORES}"]
-    return [
-        Row.of("exact", exact, "clips/s", limit, Target(at_least=0.9, of="ratio")),
-        Row.of("keyframes", found[f"keyframes {_NUM_CORES}"], "clips/s", limit, Target(at_least=5, of="ratio")),
-        Row.of("a worker a core over one worker", exact, "clips/s", found["exact 1"], Target(at_least=1.6, of="ratio")),
+    return rate_rows(found, write)
+
+
+def rate_rows(found: Mapping[str, Measurement], write: Measurement) -> list[Row]:
+    """The rows of the rates that were measured, by variant.
+
+    Args:
+        found: clips a second.
+        write: percent of a worker's time in which it wrote.
+    """
+    limit, decoding = (
+        max(found[f"{name}, all threads"], found[f"{name}, a command a core"], key=lambda rate: rate.median)
+        for name in ("ffmpeg", "decoding")
+    )
+    exact, keyframes = found[f"exact {_NUM_CORES}"], found[f"keyframes {_NUM_CORES}"]
+    ffmpeg = "the ffmpeg command"
+    rows = [
+        Row.of("exact", exact, "clips/s", limit, Target(at_least=0.9, of="ratio"), limit_of=ffmpeg),
+        Row.of("keyframes", keyframes, "clips/s", limit, Target(at_least=5, of="ratio"), limit_of=ffmpeg),
+        Row.of("exact, beside decoding alone", exact, "clips/s", decoding, limit_of="ffmpeg, decoding alone"),
+        Row.of(
+            "a worker a core over one worker",
+            exact,
+            "clips/s",
+            found["exact 1"],
+            Target(at_least=1.6, of="ratio"),
+            limit_of="one worker",
+        ),
         Row.of("tar and index, of a worker's time", write, "%", target=Target(at_most=3)),
     ]
+    if theirs := found.get("plain Ray Data"):
+        rows.append(Row.of("plain Ray Data", theirs, "clips/s", limit, limit_of=ffmpeg))
+        times = Measurement(tuple(a / b for a, b in zip(exact.samples, theirs.samples, strict=True)))
+        rows.append(Row.of("exact over plain Ray Data", times, "x"))
+    return rows
 
 
 class _Workers:
@@ -84,8 +122,8 @@ class _Workers:
         for number in range(count):
             part = folder / str(number)
             part.mkdir(parents=True)
-            job = {"clips": [str(clip) for clip in clips[number::count]], "out": str(part), "sampling": sampling}
-            self._processes.append(start_worker(job))
+            mine = [str(clip) for clip in clips[number::count]]
+            self._processes.append(start_worker({"clips": mine, "out": str(part), "sampling": sampling}))
 
     def rate(self) -> float:
         """Clips a second, all workers together."""
@@ -108,20 +146,75 @@ class _Workers:
             process.wait()
 
 
+class _RayData:
+    """The peer that shards by plain Ray Data, in the environment of the peers.
+
+    Args:
+        process: that answered that it is ready.
+        num_clips: it makes shards of.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", num_clips: int) -> None:
+        self._process = process
+        self._num_clips = num_clips
+
+    def rate(self) -> float:
+        """Clips a second."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        started = time.perf_counter()
+        print("shard", file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer or not json.loads(answer)["num_tars"]:
+            raise AlproError("plain Ray Data wrote nothing; run benchmarks/peers/ray_data_tars.py by hand to see why")
+        return self._num_clips / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Ends it: Ray ends its workers when its input ends."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _start_ray_data(clips: Sequence[Path], out: Path) -> _RayData | None:
+    """Starts the peer; None, with a word on the screen, where it is not installed."""
+    if not PEERS_PYTHON.is_file():
+        print("plain Ray Data is left out: it needs `make peers`", file=sys.stderr)
+        return None
+    command = [str(PEERS_PYTHON), str(PEERS_PYTHON.parents[2] / "ray_data_tars.py"), str(clips[0].parent), str(out)]
+    process = subprocess.Popen(
+        [*command, "--cores", str(_NUM_CORES)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        process.kill()
+        process.wait()
+        print(f"plain Ray Data is left out: {' '.join(command)} ends; `make peers` again may help", file=sys.stderr)
+        return None
+    return _RayData(process, len(clips))
+
+
 def start_worker(job: dict[str, object]) -> "subprocess.Popen[str]":
     """A process that makes the shard of `job` for each line that it reads, and answers with what that took."""
     command = [sys.executable, "-m", "benchmarks.shard_worker", json.dumps(job)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _ffmpeg_rate(clips: Sequence[Path], num_commands: int) -> float:
+def _ffmpeg_rate(clips: Sequence[Path], num_commands: int, output: Sequence[str]) -> float:
     threads = [] if num_commands == 1 else ["-threads", "1"]
 
     def extract(clip: Path) -> None:
         with tempfile.TemporaryDirectory() as out:
-            command = ["ffmpeg", "-v", "error", "-nostdin", *threads, "-i", str(clip), "-an"]
-            command += ["-vf", "fps=3,scale=256:256:flags=bicubic", "-q:v", "2", *threads, f"{out}/%03d.jpg"]
-            subprocess.run(command, check=True)
+            command = ["ffmpeg", "-v", "error", "-nostdin", *threads, "-i", str(clip), "-an", *output[:-1], *threads]
+            subprocess.run([*command, output[-1]], check=True, cwd=out)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(num_commands) as pool:

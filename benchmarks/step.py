@@ -70,23 +70,33 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     ratios = {name: Measurement(tuple(taken["ratio"] for taken in counted[name])) for name in counted}
     gflops = {name: _scaled(rates[name], facts["operations"] / 1e9) for name in rates}
     times = Measurement(tuple(a / b for a, b in zip(rates["step"].samples, rates["literal"].samples, strict=True)))
+    # What the same number of operations takes at the rate of the matrix products around them.
+    peaks = {name: rates[name].median / ratios[name].median for name in rates}
     over_literal, over_product, mfu = _goals(facts["device"], arguments)
-    size = arguments.batch
+    size, product = arguments.batch, "matrix product"
     return [
-        Row.of("samples", rates["step"], "samples/s"),
-        Row.of("samples, literal", rates["literal"], "samples/s"),
+        Row.of("samples", rates["step"], "samples/s", peaks["step"], limit_of=product),
+        Row.of("samples, literal", rates["literal"], "samples/s", peaks["literal"], limit_of=product),
         Row.of("step over literal", times, "x", target=over_literal),
         Row.of("operations over matrix product", ratios["step"], "x", target=over_product),
         Row.of("operations over matrix product, literal", ratios["literal"], "x"),
-        Row.of("operations", gflops["step"], "GFLOP/s", limit=gflops["step"].median / ratios["step"].median),
-        Row.of("operations, literal", gflops["literal"], "GFLOP/s"),
+        *(
+            Row.of(title, gflops[name], "GFLOP/s", peaks[name] * facts["operations"] / 1e9, limit_of=product)
+            for title, name in (("operations", "step"), ("operations, literal", "literal"))
+        ),
         *(
             [Row.of("MFU", _scaled(gflops["step"], 1e9 / facts["peak"]), "x", target=mfu)]
             if facts["peak"] and arguments.precision == "bf16"
             else []
         ),
         *(
-            Row(name=f"part: {name}", value=seconds, unit="s", limit=size * operations / facts["product"])
+            Row(
+                name=f"part: {name}",
+                value=seconds,
+                unit="s",
+                limit=size * operations / facts["product"],
+                limit_of=product,
+            )
             for name, (seconds, operations) in facts["parts"].items()
         ),
         *(Row(name=name, value=gib, unit="GiB") for name, gib in facts["memory"].items()),

@@ -78,13 +78,14 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
 def _rows(found: Mapping[str, Measurement], answers: Mapping[str, list[dict[str, float]]]) -> Iterator[Row]:
     for name, measurement in found.items():
-        limit = found[_FILES] if name == _VIDEOS and _FILES in found else found.get(_RAW)
+        limit_of = _FILES if name == _VIDEOS and _FILES in found else _RAW
+        limit = found.get(limit_of) if name != _RAW else None
         target = Target(at_least=0.8, of="ratio") if name == _OURS and limit else None
         details = {
             shown: statistics.median(answer[key] for answer in answers[name]) * factor
             for key, (shown, factor) in _DETAILS.items()
         }
-        yield Row.of(name, measurement, "clips/s", limit if name != _RAW else None, target, details)
+        yield Row.of(name, measurement, "clips/s", limit, target, details, limit_of if limit else "")
     for name, factor in _FASTER_THAN.items():
         if name in found and _OURS in found:
             value = found[_OURS].median / found[name].median

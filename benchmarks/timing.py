@@ -1,13 +1,18 @@
 """Clocks that several benchmarks share."""
 
 import functools
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+
+_BLOCK_BYTES = 8 * 2**20
 
 
 def matrix_product_rate(
@@ -16,6 +21,36 @@ def matrix_product_rate(
     """Floating point operations a second of a plain matrix product, with torch's threads; the median of `count`."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3 / statistics.median(repeat(lambda: torch.mm(a, b), count))
+
+
+def copy_rate(num_bytes: int, count: int = 12) -> float:
+    """Bytes a second that a plain copy in memory moves, with torch's threads; each is read once and written once."""
+    source = torch.ones(max(1, num_bytes), dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return len(source) / statistics.median(repeat(lambda: target.copy_(source), count))
+
+
+def write_seconds(path: Path, num_bytes: int) -> float:
+    """Seconds in which as many bytes of memory are written to a new file and are on the disk (fsync)."""
+    block = memoryview(os.urandom(min(num_bytes, _BLOCK_BYTES)))
+    started = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        left = num_bytes
+        while left:
+            left -= file.write(block[:left])
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
+
+
+def read_seconds(paths: Sequence[Path]) -> float:
+    """Seconds in which files are read whole, block by block, and dropped."""
+    block = bytearray(_BLOCK_BYTES)
+    started = time.perf_counter()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+    return time.perf_counter() - started
 
 
 def wait_for_device() -> None:
@@ -32,8 +67,8 @@ class Stopwatch:
         self.kept: dict[str, list[Any]] = {}
         self._stack = ExitStack()
 
-    def on(self, owner: type, method: str, name: str, keep: bool = False) -> None:
-        """Records the calls of a method under a name; keeps what it returns if asked to."""
+    def on(self, owner: type | ModuleType, method: str, name: str, keep: bool = False) -> None:
+        """Records the calls of a method, or of a module's function, under a name; keeps what it returns if asked to."""
         seconds, kept = self.seconds.setdefault(name, []), self.kept.setdefault(name, [])
         original = getattr(owner, method)
 

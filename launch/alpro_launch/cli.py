@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alpro_launch.forecast.flags import add_forecast_flags
 from alpro_launch.processes import noting_requests
 from alpro_launch.search import add_search_flags
 from alpro_launch.train_command import add_place_flags, add_train_flags, node_of, run_train
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(preflight)
     add_place_flags(preflight)
     preflight.add_argument("--json", metavar="FILE", help="write what was found there too")
+    what = "say what a run will take on machines that are not there yet: time, data rate, memory, GPU-hours"
+    forecast = _add(commands, "forecast", _forecast, what)
+    _takes_config(forecast)
+    add_forecast_flags(forecast)
     evaluate = _add(commands, "evaluate", _evaluate, "text-video retrieval from a checkpoint, or a table of results")
     what = "a YAML file, or a result.json to make again, then key=value overrides; with --table several results"
     evaluate.add_argument("arguments", nargs="+", metavar="CONFIG [key=value ...]", help=what)
@@ -99,8 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(_add(commands, "starting-weights", _starting_weights, what))
     demo = _add(commands, "demo", _demo, "the whole way on the example clips (in a checkout)")
     demo.add_argument("--work-dir", default="runs/demo", help="folder of everything it makes (default runs/demo)")
-    bench = _add(commands, "bench", _bench, "run a benchmark (in a checkout)")
-    bench.add_argument("name", help="name of a script in benchmarks/")
+    bench = _add(commands, "bench", _bench, "run a benchmark, or list them (in a checkout)")
+    bench.add_argument("name", nargs="?", help="name of a script in benchmarks/, or all; without, they are listed")
+    bench.add_argument("--list", action="store_true", help="say which benchmarks there are, and run nothing")
     bench.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments, such as --quick or --json FILE")
     return parser
 
@@ -198,6 +204,13 @@ def _preflight(arguments: argparse.Namespace) -> int:
         return ended.status
     tell(Outcome(HARDWARE, how_ended(ended)))
     return HARDWARE
+
+
+def _forecast(arguments: argparse.Namespace) -> int:
+    from alpro_launch.forecast.command import run_forecast
+
+    path, overrides = _one_config(arguments)
+    return run_forecast(path, overrides, arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -320,19 +333,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from alpro_launch.processes import run
+    from alpro_launch.bench import run_bench
 
-    script = Path("benchmarks") / f"{arguments.name}.py"
-    if not script.is_file():
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in Path("benchmarks").glob("*.py")}
-        known = sorted(
-            name for name, text in texts.items() if "\nfrom benchmarks.harness import" in text and "__main__" in text
-        )
-        raise ConfigError(
-            f"no {script} here; run this in the folder of a checkout"
-            + (f", with one of: {', '.join(known)}" if known else " (the wheel has no benchmarks)")
-        )
-    return run([sys.executable, str(script), *arguments.rest])
+    return run_bench(None if arguments.list else arguments.name, arguments.rest)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,6 @@ def device(device_id):
     return torch.device("cuda", device_id)
 
 
-@pytest.fixture
-def precise():
-    """The same products in both processes, whatever was set before."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 def ask(client, batch):
     client.submit(batch)
     return client.collect(batch)

@@ -135,7 +135,7 @@ def test_children_end_when_their_parent_is_killed():
         (["inspect", "nowhere", "--page", "--verify"], "--page goes with no other option or setting"),
         (["inspect", "nowhere", "ranks=2", "--page", "x.html"], "--page goes with no other option or setting"),
         (["train", "configs/demo/prompter.yaml", "--ranks", "0"], "at least 1 is needed"),
-        (["bench", "nothing"], "with one of: decode, demo, end_to_end"),
+        (["bench", "nothing"], "with one of: checkpoint, decode, demo, end_to_end"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,79 @@
+"""What a rank keeps in the memory of its GPU, in bytes."""
+
+from dataclasses import dataclass
+
+from alpro_launch.forecast.collectives import FLOAT_BYTES
+from alpro_launch.forecast.devices import CONTEXT_BYTES
+
+_MOST = 0.95
+"""Of the memory, that tensors get: the allocator leaves some of it in pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a GPU.
+
+    Attributes:
+        weights: of the trained model.
+        gradients: of the trained parameters.
+        optimizer: AdamW's two moments and, from stage 1 on, its own copy of the parameters.
+        activations: that the backward pass of a micro-batch waits for, roughly.
+        prompter: its weights.
+        decoder: the most that decoding on the GPU takes.
+        context: of CUDA, for trainer and prompter.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    prompter: float
+    decoder: float
+    context: float
+
+    @property
+    def total(self) -> float:
+        """Of all."""
+        kept = self.weights + self.gradients + self.optimizer + self.activations
+        return kept + self.prompter + self.decoder + self.context
+
+    def fits(self, device_bytes: float) -> bool:
+        """Whether a GPU with so much memory can train the run."""
+        return self.total <= _MOST * device_bytes
+
+
+def memory_of(
+    *,
+    parameters: int,
+    trained: int,
+    zero_stage: int,
+    num_ranks: int,
+    activations: float,
+    prompter_parameters: int = 0,
+    decoder_bytes: float = 0.0,
+) -> Memory:
+    """Memory of a rank.
+
+    Parameters, gradients and moments are float32: bf16 is autocast, whose copies of weights are among the activations.
+
+    Args:
+        parameters: of the model.
+        trained: those with a gradient.
+        zero_stage: what is spread over the ranks: 1 the optimizer's, 2 gradients too, 3 the parameters too.
+        num_ranks: that it is spread over.
+        activations: bytes that the backward pass of one micro-batch waits for.
+        prompter_parameters: of the prompter; 0 without.
+        decoder_bytes: of decoding on the GPU.
+    """
+    own_copy = 1 if zero_stage in (1, 2) else 0
+    spread = num_ranks if zero_stage else 1
+    num_processes = 2 if prompter_parameters else 1
+    return Memory(
+        weights=FLOAT_BYTES * parameters / (num_ranks if zero_stage == 3 else 1),
+        gradients=FLOAT_BYTES * trained / (num_ranks if zero_stage >= 2 else 1),
+        optimizer=FLOAT_BYTES * trained * (2 + own_copy) / spread,
+        activations=activations,
+        prompter=FLOAT_BYTES * prompter_parameters,
+        decoder=decoder_bytes,
+        context=num_processes * CONTEXT_BYTES,
+    )

@@ -1,0 +1,276 @@
+"""The time of a step, part by part, and what holds it up.
+
+What is assumed: the trainer's parts follow each other; the prompter computes on the same GPU (or cores), so its time
+comes on top and none of it is hidden; decoding and reading go on beside all that, so a step takes the longest of
+trainer, decoding and reading. On a machine whose cores both train and decode, decoding takes its share of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from alpro_launch.forecast.collectives import Traffic, feature_bytes, seconds, zero_bytes
+from alpro_launch.forecast.facts import Facts
+from alpro_launch.forecast.machine import Machine
+from alpro_launch.forecast.memory import Memory, memory_of
+from alpro_launch.forecast.work import RunWork
+from alpro_launch.restart import allowed_ranks
+from alpro_stream.errors import ConfigError
+from alpro_stream.manifest import Kind
+from alpro_stream.model.alpro import Heads
+from alpro_stream.model.operations import (
+    answering_operations,
+    contrastive_operations,
+    pretraining_operations,
+    retrieval_operations,
+)
+from alpro_stream.run import RunConfig
+
+# Facts of a batch, two features, counts, and three words that ranks give each other between steps.
+_NUM_COLLECTIVES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a step is cut.
+
+    Attributes:
+        num_ranks: GPUs of all nodes.
+        ranks_per_node: GPUs of a full node.
+        global_batch: samples of a step.
+        num_micro_batches: of a rank.
+    """
+
+    num_ranks: int
+    ranks_per_node: int
+    global_batch: int
+    num_micro_batches: int
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, the last of which may not be full."""
+        return ceil(self.num_ranks / self.ranks_per_node)
+
+    @property
+    def rank_batch(self) -> float:
+        """Samples of a rank."""
+        return self.global_batch / self.num_ranks
+
+    @property
+    def micro_batch(self) -> float:
+        """Samples that a rank computes at a time."""
+        return self.rank_batch / self.num_micro_batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepForecast:
+    """A step of a run; seconds but where it says otherwise.
+
+    Attributes:
+        layout: how it is cut.
+        parts: of the trainer, one after the other.
+        beside: what goes on at the same time: decoding and reading, as far as they are known.
+        step_s: the longest of these.
+        operations: of a rank, as the method counts them.
+        flops: of a rank, executed.
+        utilisation: operations over the peak (MFU); None where that is not known.
+        traffic: what a rank sends.
+        memory: of a GPU.
+        waits_for_calls: whether the GPU waits for operations to be started.
+    """
+
+    layout: Layout
+    parts: Mapping[str, float]
+    beside: Mapping[str, float]
+    step_s: float
+    operations: float
+    flops: float
+    utilisation: float | None
+    traffic: Traffic
+    memory: Memory
+    waits_for_calls: bool
+
+    @property
+    def clips_per_s(self) -> float:
+        """Of all ranks."""
+        return self.layout.global_batch / self.step_s
+
+    @property
+    def trainer_s(self) -> float:
+        """Of all its parts."""
+        return sum(self.parts.values())
+
+
+def layout_of(config: RunConfig, num_nodes: int, ranks_per_node: int) -> Layout:
+    """How the run is cut for so many GPUs.
+
+    Raises:
+        ConfigError: such a run cannot be trained by so many ranks.
+    """
+    if num_nodes < 1 or ranks_per_node < 1:
+        raise ConfigError(f"--nodes {num_nodes} --gpus {ranks_per_node}: at least 1 of each is needed")
+    stream, engine = config.stream, config.train.engine
+    if stream.global_batch % stream.num_lanes:
+        raise ConfigError(
+            f"stream.global_batch {stream.global_batch} is not a multiple of stream.num_lanes {stream.num_lanes}; use "
+            f"for example {max(1, stream.global_batch // stream.num_lanes) * stream.num_lanes}"
+        )
+    num_ranks = num_nodes * ranks_per_node
+    allowed = allowed_ranks(stream.num_lanes, engine.num_micro_batches)
+    if num_ranks not in allowed:
+        numbers = ", ".join(map(str, allowed)) or "none"
+        raise ConfigError(
+            f"{num_nodes} x {ranks_per_node} GPUs are {num_ranks} ranks, which do not divide {stream.num_lanes} lanes "
+            f"in {engine.num_micro_batches} micro-batches; allowed: {numbers}. Take another number, or set "
+            "stream.num_lanes, train.engine.num_micro_batches or stream.global_batch"
+        )
+    return Layout(num_ranks, ranks_per_node, stream.global_batch, engine.num_micro_batches)
+
+
+def step_operations(config: RunConfig, facts: Facts, kind: Kind) -> float:
+    """Floating point operations of a sample, as the method counts them and as `metrics.jsonl` has them."""
+    model, num_tokens, sizes = config.model, config.stream.text.num_tokens, facts.sizes
+    frames = 1 if kind == "image" and model.video.still == "once" else None
+    if config.task == "prompter":
+        return contrastive_operations(model, num_tokens, frames).step
+    if config.task == "retrieval":
+        return retrieval_operations(model, num_tokens, frames).step
+    if config.task == "question_answering":
+        return answering_operations(model, num_tokens, sizes.num_answers, frames).step
+    heads = Heads.of("pretrain", sizes.num_entities)
+    return pretraining_operations(model, num_tokens, sizes.vocab_size, heads, frames).step
+
+
+def forecast_step(
+    config: RunConfig,
+    facts: Facts,
+    work: RunWork,
+    machine: Machine,
+    layout: Layout,
+    storage_per_s: float | None = None,
+) -> StepForecast:
+    """The time of a step and its parts, on average over the kinds of batches that a run has.
+
+    Args:
+        config: of the run.
+        facts: of its sizes and data.
+        work: that it computes.
+        machine: that every rank works on.
+        layout: how a step is cut.
+        storage_per_s: bytes a second that storage gives to all nodes together; None where that is not known.
+
+    Raises:
+        ConfigError: several ranks on a machine whose links are not known.
+    """
+    parts: dict[str, float] = {}
+    flops = operations = 0.0
+    waits = []
+    for kind, share in facts.data.kinds.items():
+        found = _computing(config, work, machine, layout, kind)
+        for name, (spent, executed, waiting) in found.items():
+            parts[name] = parts.get(name, 0.0) + share * spent
+            flops += share * executed
+            waits += [waiting] if name == "forward" else []
+        operations += share * layout.rank_batch * step_operations(config, facts, kind)
+    parts["update"] = _update_s(config, work, machine, layout)
+    traffic = _traffic(config, work, layout)
+    parts["gradients between ranks"], parts["features between ranks"] = _exchange_s(traffic, machine, layout)
+    parts["rest"] = machine.rest_s
+    parts |= _decoding_between(config, machine, layout)
+    beside = _beside(config, facts, machine, layout, storage_per_s)
+    step_s = max([sum(parts.values()), *beside.values()])
+    peak = machine.peak_per_s
+    return StepForecast(
+        layout=layout,
+        parts=parts,
+        beside=beside,
+        step_s=step_s,
+        operations=operations,
+        flops=flops,
+        utilisation=operations / step_s / peak if peak else None,
+        traffic=traffic,
+        memory=_memory(config, facts, work, layout),
+        waits_for_calls=all(waits),
+    )
+
+
+def _computing(
+    config: RunConfig, work: RunWork, machine: Machine, layout: Layout, kind: Kind
+) -> dict[str, tuple[float, float, bool]]:
+    """Seconds and operations of each part that computes, and whether it waits for its operations to be started."""
+    micro, width, times = work.of(kind, layout.micro_batch), config.model.video.width, layout.num_micro_batches
+    parts = {
+        # Where several micro-batches are to see the features of all.
+        "features first": micro.features * (times if times > 1 else 0),
+        "forward": micro.forward * times,
+        "backward": micro.backward * times,
+        # Of the whole batch of a rank at once.
+        "labels": work.of(kind, layout.rank_batch).labels,
+    }
+    return {
+        name: (machine.rates.seconds(part, width), part.flops, machine.rates.waits_for_calls(part, width))
+        for name, part in parts.items()
+        if part.calls
+    }
+
+
+def _update_s(config: RunConfig, work: RunWork, machine: Machine, layout: Layout) -> float:
+    spread = layout.num_ranks if config.train.engine.zero_stage else 1
+    return work.trained / spread * machine.update_s + work.num_tensors * machine.update_tensor_s
+
+
+def _traffic(config: RunConfig, work: RunWork, layout: Layout) -> Traffic:
+    engine, num_ranks = config.train.engine, layout.num_ranks
+    gradients = zero_bytes(work.trained, engine.zero_stage, num_ranks, layout.num_micro_batches)
+    # Question answering looks at each question by itself.
+    contrasts = config.task != "question_answering"
+    features = feature_bytes(layout.global_batch, config.model.projection_size, num_ranks) if contrasts else 0.0
+    return Traffic(gradients, features, _NUM_COLLECTIVES)
+
+
+def _exchange_s(traffic: Traffic, machine: Machine, layout: Layout) -> tuple[float, float]:
+    if layout.num_ranks == 1:
+        return 0.0, 0.0
+    if machine.links is None:
+        raise ConfigError(
+            f"{layout.num_ranks} ranks exchange gradients, and no file says how fast on this machine: give the results "
+            "of `alpro bench forecast --json FILE`, or forecast one rank"
+        )
+    return seconds(traffic, machine.links, layout.num_ranks, layout.num_nodes)
+
+
+def _decoding_between(config: RunConfig, machine: Machine, layout: Layout) -> dict[str, float]:
+    """What decoding takes from the trainer: all of it without workers, and its share of cores that do both."""
+    if machine.decode_s is None:
+        return {}
+    spent = layout.rank_batch * machine.decode_s
+    if not config.stream.decode.num_workers:
+        return {"decoding": spent}
+    return {"decoding on the same cores": spent / machine.cores_per_rank} if machine.shares_cores else {}
+
+
+def _beside(
+    config: RunConfig, facts: Facts, machine: Machine, layout: Layout, storage_per_s: float | None
+) -> dict[str, float]:
+    beside = {}
+    decode = config.stream.decode
+    workers = decode.num_processes if facts.data.stores_videos else decode.num_workers
+    if machine.decode_s is not None and workers:
+        beside["decoding"] = layout.rank_batch * machine.decode_s / workers
+    if storage_per_s and facts.data.clip_bytes:
+        beside["reading"] = layout.global_batch * facts.data.clip_bytes / storage_per_s
+    return beside
+
+
+def _memory(config: RunConfig, facts: Facts, work: RunWork, layout: Layout) -> Memory:
+    decode = config.stream.decode
+    saved = max(work.of(kind, layout.micro_batch).saved_bytes for kind in facts.data.kinds)
+    return memory_of(
+        parameters=work.parameters,
+        trained=work.trained,
+        zero_stage=config.train.engine.zero_stage,
+        num_ranks=layout.num_ranks,
+        activations=saved,
+        prompter_parameters=work.prompter_parameters,
+        decoder_bytes=decode.device_memory_mb * 2.0**20 if decode.device == "mixed" else 0.0,
+    )

@@ -1,0 +1,193 @@
+"""The code of the benchmarks, at sizes that tell nothing about speed: that it runs, and that each row has its limit."""
+
+import argparse
+import io
+import json
+import sys
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stream_jpegs import jpeg, waves
+
+from alpro_stream.config import validate
+from alpro_stream.errors import AlproError
+from alpro_stream.model.alpro import ModelConfig
+from alpro_stream.run import RunConfig
+from alpro_stream.testing.configs import TINY_MODEL, tiny_run, write_corpus
+from alpro_stream.train.rehearsal import made_up_batch
+from benchmarks import decode, end_to_end, evaluate, plan, prompter, search, shard, shard_worker, step, timing
+from benchmarks.harness import Measurement
+from benchmarks.timing import copy_rate, read_seconds, write_seconds
+
+CLIP = Path(__file__).resolve().parents[2] / "examples/clips/videos/v050.mp4"
+TINY = validate(ModelConfig, TINY_MODEL, source="test")
+
+
+def limits(rows):
+    return {row.name: row.limit_of for row in rows if row.limit is not None}
+
+
+def test_clocks_of_memory_and_disk(tmp_path):
+    assert copy_rate(1000, count=2) > 0
+    path = tmp_path / "plain"
+    num_bytes = timing._BLOCK_BYTES + 5
+    assert write_seconds(path, num_bytes) > 0
+    assert path.stat().st_size == num_bytes
+    assert read_seconds([path, path]) > 0
+
+
+def test_prompter(monkeypatch):
+    monkeypatch.setattr(prompter, "memory_rows", lambda exchanges: [])
+    monkeypatch.setattr(prompter, "STEPS_OF_A_SAMPLE", 1)
+    monkeypatch.setattr(prompter, "matrix_product_rate", lambda *arguments: 1e9)
+    arguments = argparse.Namespace(model="small", batch=2, precision="fp32", compile=False, exchanges=20, quick=True)
+    rows = prompter.rows(arguments)
+    assert limits(rows) == {
+        **{f"step, {name}": "matrix product" for name in ("without labels", "inline", "process")},
+        "labels, inline": "matrix product",
+        "labels, process": "matrix product",
+        "handing a batch over": "memory copy",
+    }
+    found = {row.name: row for row in rows}
+    both = found["step, without labels"].limit + found["labels, inline"].limit
+    assert found["step, inline"].limit == pytest.approx(both)
+    assert found["labels, inline"].limit > 0
+
+
+def test_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "DEMO", tmp_path / "none")
+    monkeypatch.setattr(evaluate, "ABLATION", tmp_path / "none")
+    monkeypatch.setattr(evaluate, "QUICK_SIZE", 20)
+    monkeypatch.setattr(evaluate, "matrix_product_rate", lambda: 1e9)
+    rows = evaluate.rows(argparse.Namespace(quick=True))
+    assert set(limits(rows).values()) == {"matrix product"}
+    exact, reranked, rate, _ = rows
+    assert exact.limit == pytest.approx(20 * 20 / rate.limit)
+    assert reranked.limit == pytest.approx(2 * 20 * 16 / rate.limit)
+
+
+def test_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "ModelConfig", lambda: TINY)
+    monkeypatch.setattr(search, "_NUM_CLIPS", 2000)
+    rows = search._measure(tmp_path, repetitions=1)
+    assert {"100,000 clips", "of which the text encoder", "of which the nearest rows"} <= limits(rows).keys()
+    found = {row.name: row for row in rows}
+    parts = found["of which the text encoder"].limit + found["of which the nearest rows"].limit
+    assert found["100,000 clips"].limit == pytest.approx(parts)
+    assert found["100,000 clips, float16"].limit < parts
+
+
+def test_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD_SIZE", 40)
+    monkeypatch.setattr(plan, "GLOBAL_BATCH", 16)
+    monkeypatch.setattr(plan, "NUM_LANES", 4)
+    plan.write_tokenizer(tmp_path / "tokenizer")
+    directory = plan.write_links(tmp_path / "large", 3)
+    opened = plan.serve("open", directory, 0)
+    assert opened["parse_s"] > 0
+    assert opened["seconds"] > 0
+    soaked = plan.serve("soak", directory, 6)
+    assert soaked["raw_clips_per_s"] > 0
+    monkeypatch.setattr(plan, "_ask", lambda what, *rest: {"open": opened, "soak": soaked}[what])
+    assert limits(plan._open_rows(directory, 1)) == {"opening": "parsing the JSON"}
+    assert limits(plan._soak_rows(directory, 96, None)) == {"clips of 64x64 through the loader": "raw libjpeg-turbo"}
+
+
+def test_decode(monkeypatch):
+    jpegs = [jpeg(waves(256, 256, number)) for number in range(4)] * decode.BATCH
+    monkeypatch.setattr(decode, "open_corpus", lambda folder: None)
+    monkeypatch.setattr(decode, "make_shards", lambda corpus: None)
+    monkeypatch.setattr(decode, "open_stream", lambda shards: nullcontext((None, None)))
+    monkeypatch.setattr(decode, "stored_frames", lambda maker, order: jpegs)
+    monkeypatch.setattr(decode, "measure", lambda variants, repetitions: {n: one_of(v) for n, v in variants.items()})
+    rows = decode.rows(argparse.Namespace(clips=None, quick=True))
+    assert {row.name for row in rows if row.limit is None} == {"raw libjpeg-turbo"}
+    assert limits(rows)["DALI"] == "raw DALI"
+    assert all(row.details["CPU ms/clip"] > 0 for row in rows)
+
+
+def one_of(variant):
+    return Measurement((variant(),))
+
+
+def test_parts_of_a_step_have_limits(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"task": "pretrain", "losses.pem.weight": 0}
+    config = validate(RunConfig, tiny_run(corpus, tmp_path / "run", changes), source="test")
+    batch = made_up_batch("video", 4, 2, (2, 48), 12, 20, 0)
+    forward, backward, num_parameters = end_to_end.objective_costs(config, batch)
+    assert 1.5 * forward < backward < 2.5 * forward
+    assert num_parameters > 1000
+    assert all(seconds > 0 for seconds in end_to_end.media_seconds(config, num_clips=4, num_frames=2))
+    assert end_to_end.text_seconds(config, ["a red dog moves"] * 4) > 0
+
+
+def rates(**extra):
+    names = ["ffmpeg, all threads", "decoding, a command a core"]
+    fast = {name: Measurement((4.0,)) for name in names}
+    slow = {"ffmpeg, a command a core": Measurement((3.0,)), "decoding, all threads": Measurement((2.0,))}
+    ours = {f"exact {shard._NUM_CORES}": 6.0, "exact 1": 3.0, f"keyframes {shard._NUM_CORES}": 60.0, **extra}
+    return fast | slow | {name: Measurement((value,)) for name, value in ours.items()}
+
+
+def test_sharding_is_beside_the_faster_way_of_ffmpeg_and_ray_data_where_it_is():
+    alone = shard.rate_rows(rates(), Measurement((1.0,)))
+    assert [row.ratio for row in alone] == [1.5, 15.0, 1.5, 2.0, None]
+    assert all(row.ok for row in alone if row.target)
+    both = shard.rate_rows(rates(**{"plain Ray Data": 2.0}), Measurement((1.0,)))
+    assert [(row.name, row.value, row.limit) for row in both[len(alone) :]] == [
+        ("plain Ray Data", 2.0, 4.0),
+        ("exact over plain Ray Data", 3.0, None),
+    ]
+
+
+PEER = """
+import json, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print(json.dumps({"num_tars": int(len(sys.argv) > 3)}), flush=True)
+"""
+
+
+def test_ray_data_is_asked_where_it_is_installed(tmp_path, monkeypatch, capsys):
+    clips = [tmp_path / "clips" / "1.mp4", tmp_path / "clips" / "2.mp4"]
+    monkeypatch.setattr(shard, "PEERS_PYTHON", tmp_path / "peers/.venv/bin/python")
+    assert shard._start_ray_data(clips, tmp_path / "out") is None
+    assert "needs `make peers`" in capsys.readouterr().err
+    shard.PEERS_PYTHON.parent.mkdir(parents=True)
+    shard.PEERS_PYTHON.symlink_to(sys.executable)
+    assert shard._start_ray_data(clips, tmp_path / "out") is None, "it ends at once"
+    assert "`make peers` again may help" in capsys.readouterr().err
+    (tmp_path / "peers/ray_data_tars.py").write_text(PEER)
+    peer = shard._start_ray_data(clips, tmp_path / "out")
+    assert peer.rate() > 0
+    peer.close()
+    assert peer._process.returncode == 0
+    (tmp_path / "peers/ray_data_tars.py").write_text(PEER.replace("> 3", "> 9"))
+    with closing(shard._start_ray_data(clips, tmp_path / "out")) as peer, pytest.raises(AlproError, match="nothing"):
+        peer.rate()
+
+
+def test_shards_are_made_as_by_a_worker_of_ray(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("shard\nshard\n"))
+    shard_worker.serve({"clips": [str(CLIP)], "out": str(tmp_path), "sampling": "keyframes"})
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["num_samples"] for answer in answers] == [1, 1]
+    assert all(0 < answer["write_share"] < 1 for answer in answers)
+
+
+def test_the_ffmpeg_command_runs_both_ways(tmp_path):
+    assert shard._ffmpeg_rate([CLIP], 1, shard._AS_JPEGS) > 0
+    assert shard._ffmpeg_rate([CLIP], 2, shard._NOWHERE) > 0
+
+
+def test_step_of_toy_size_has_parts_and_a_ratio():
+    worker = step.Step(argparse.Namespace(batch=2, precision="fp32", small=True, compile=False))
+    sample = worker.sample(worker.ours)
+    assert sample["rate"] > 0
+    assert sample["ratio"] > 0
+    assert set(worker.parts()) == {"video encoder", "text encoder", "fusion", "losses", "backward", "prompter"}
+    assert np.isfinite(torch.tensor([seconds for seconds, _ in worker.parts().values()])).all()

@@ -1,0 +1,200 @@
+"""Results of benchmarks as a forecast reads them, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alpro_launch.forecast import measured
+from alpro_launch.forecast.collectives import Links
+from alpro_launch.forecast.devices import find_device
+from alpro_launch.forecast.machine import gpu_machine, measured_machine
+from alpro_launch.forecast.measured import Measured, read_measured
+from alpro_launch.forecast.parts import Parts, parts_of, rows_of
+from alpro_launch.forecast.rates import MeasuredRates
+from alpro_launch.forecast.work import Work
+from alpro_stream.config import load_config
+from alpro_stream.errors import ConfigError
+from alpro_stream.run import RunConfig
+
+RESULTS = Path("benchmarks/results")
+CPU = {"cpu": "a CPU", "num_cores": 2.0, "gpus": []}
+GPU = {"cpu": "a CPU", "num_cores": 96.0, "gpus": [{"name": "NVIDIA A100-SXM4-80GB", "memory_gib": 79.3}]}
+ONE = Parts(MeasuredRates({64: 2e10, 128: 4e10}, 5e9, 2e-5), 1e-9, 3e-6, 1e-4, 5e-4)
+TWO = Parts(MeasuredRates({64: 1e10}, float("inf"), 0.0), 2e-9, 0.0, 2e-4, 0.0, Links(3e8, 3e8, 1e-4))
+
+
+def write(path, benchmark, rows, machine=CPU):
+    path.write_text(json.dumps({"benchmark": benchmark, "machine": machine, "rows": rows}))
+    return path
+
+
+def as_rows(parts):
+    return [
+        {"name": name, "value": value, "unit": unit}
+        for num_ranks, one in parts.items()
+        for name, value, unit in rows_of(one, num_ranks)
+    ]
+
+
+def step_rows(per_s=0.2, gflop=1045.577421824, **more):
+    """As `benchmarks/step.py` writes them."""
+    return [
+        {"name": "samples", "value": per_s},
+        {"name": "operations", "value": 128.0, "limit": 144.0},
+        {"name": "operations of a sample", "value": gflop},
+        *({"name": name, "value": value} for name, value in more.items()),
+    ]
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Counting the published model takes seconds."""
+    work = Work(4 * 900e9, 30e9, 10_000)
+    monkeypatch.setattr(measured, "_published_work", lambda: work)
+    return work
+
+
+def run(*overrides):
+    return load_config(RunConfig, "configs/prompter/tiny.yaml", overrides)
+
+
+def test_parts_come_back_from_their_rows():
+    back = parts_of([*as_rows({1: ONE, 2: TWO}), {"name": "2 ranks: pretrain, width 64", "value": 1.0}])
+    assert back.keys() == {1, 2}
+    for num_ranks, parts in ((1, ONE), (2, TWO)):
+        found = back[num_ranks]
+        assert found.rates.products == pytest.approx(parts.rates.products)
+        assert (found.rates.bytes_per_s, found.rates.call_s) == pytest.approx(
+            (parts.rates.bytes_per_s, parts.rates.call_s)
+        )
+        assert (found.update_s, found.update_tensor_s, found.frame_s, found.rest_s) == pytest.approx(
+            (parts.update_s, parts.update_tensor_s, parts.frame_s, parts.rest_s)
+        )
+    assert back[1].links is None
+    assert back[2].links.inside_per_s == pytest.approx(3e8)
+    assert back[2].links.latency_s == pytest.approx(1e-4)
+
+
+def test_the_machine_that_was_measured(tmp_path):
+    found = read_measured([write(tmp_path / "forecast.json", "forecast", as_rows({1: ONE, 2: TWO}))])
+    one, two, four = (measured_machine(run(), found, num_ranks) for num_ranks in (1, 2, 4))
+    assert one.rates.seconds(Work(flops=2e10), 64) == pytest.approx(1.0)
+    assert two.rates.seconds(Work(flops=2e10), 64) == pytest.approx(2.0)
+    # Two frames of a clip of the tiny run.
+    assert (one.decode_s, two.decode_s) == pytest.approx((2e-4, 4e-4))
+    assert (one.cores_per_rank, two.cores_per_rank, four.cores_per_rank) == (2.0, 1.0, 1.0)
+    # One rank has no links of its own: those of two are taken for many such machines.
+    assert one.links == two.links
+    assert four.assumed == ["4 ranks of a node have the rates that were measured with 2"]
+    assert (one.name, one.memory_bytes, one.shares_cores) == ("2 cores (a CPU)", None, True)
+
+
+def test_a_step_on_a_cpu_gives_its_rates(tmp_path, published):
+    found = read_measured([write(tmp_path / "step.json", "step", step_rows(per_s=0.1))])
+    machine = measured_machine(run(), found, 1)
+    # Four samples took 40 s, which the rates must give back.
+    assert machine.rates.seconds(published, 768) == pytest.approx(40.0)
+    assert machine.rates.products == {768: 144e9}
+    assert machine.links is None
+
+
+def test_a_step_on_a_gpu_replaces_the_assumed_share(tmp_path, published):
+    rows = step_rows(per_s=100.0, MFU=0.4)
+    found = read_measured([write(tmp_path / "step.json", "step", rows, GPU)])
+    config = run("train.engine.precision=bf16")
+    machine = gpu_machine(find_device("a100"), config, found)
+    # 900 GFLOP are executed for each of 100 samples.
+    assert machine.rates.share == pytest.approx(90e12 / 312e12)
+    assert not any("of the peak" in text for text in machine.assumed)
+    with pytest.raises(ConfigError, match=r"from 96 cores .*A100.*, and the forecast is for h100"):
+        gpu_machine(find_device("h100"), config, found)
+    with pytest.raises(ConfigError, match="measured in bf16, and the run computes in fp32"):
+        gpu_machine(find_device("a100"), run(), found)
+    with pytest.raises(ConfigError, match="a GPU, whose name in the table is wanted"):
+        measured_machine(config, found, 1)
+
+
+def test_what_is_assumed_is_said():
+    machine = gpu_machine(find_device("a100"), run("train.engine.precision=bf16"), Measured())
+    assert machine.rates.share == 0.4
+    assert machine.assumed[0] == "executed operations reach 0.4 of the peak in bf16 (--share-of-peak)"
+    assert any("50 GB/s to the others" in text for text in machine.assumed)
+    chosen = gpu_machine(
+        find_device("a100"), run("train.engine.precision=bf16"), Measured(), share=0.3, network_per_s=1e9
+    )
+    assert (chosen.rates.share, chosen.links.between_per_s) == (0.3, 1e9)
+    assert not any("--share-of-peak" in text or "--network" in text for text in chosen.assumed)
+
+
+def test_committed_results_say_how_fast_cores_decode_and_what_is_read(published):
+    found = read_measured([RESULTS / "step.json", RESULTS / "stream.json", RESULTS / "end_to_end.json"])
+    assert found.clip_s["none"] == pytest.approx(1.263e-3, rel=0.2)
+    assert found.clip_s["published"] > found.clip_s["none"]
+    assert found.video_s > 10 * found.clip_s["none"]
+    assert found.clip_bytes == pytest.approx(63e3, rel=0.1)
+    assert 0 < found.rest_s < 0.1
+    assert len(found.taken) == 3
+    machine = measured_machine(run("stream.augment=published", "model.video.num_frames=8"), found, 1)
+    assert machine.decode_s == pytest.approx(2 * found.clip_s["published"])
+
+
+def test_a_checkpoint_is_saved_at_the_slowest_rate_that_was_measured(tmp_path):
+    rows = [
+        {"name": "save, small", "value": 50.0},
+        {"name": "save, large", "value": 20.0},
+        {"name": "load", "value": 1},
+    ]
+    assert read_measured([write(tmp_path / "c.json", "checkpoint", rows)]).save_per_s == 20e6
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "holds no results"),
+        ('{"benchmark": "step"}', "holds no results"),
+        ('{"benchmark": "step", "rows": [1]}', "holds no results"),
+        ('{"benchmark": "shard", "rows": []}', r"results of shard, .* those of forecast, step, .* do"),
+        ('{"benchmark": "step", "rows": []}', "does not say on which machine"),
+        (json.dumps({"benchmark": "step", "machine": CPU, "rows": []}), "results of step without 'operations of"),
+        (json.dumps({"benchmark": "forecast", "machine": CPU, "rows": []}), "results of forecast without 'parts'"),
+        (json.dumps({"benchmark": "checkpoint", "machine": CPU, "rows": []}), "results of checkpoint without 'save'"),
+        (json.dumps({"benchmark": "step", "machine": CPU, "rows": step_rows(gflop=3.0)}), "measure it without --small"),
+    ],
+)
+def test_what_says_nothing_is_refused(text, says, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as refused:
+        read_measured([path])
+    assert str(path) in str(refused.value) or "--small" in says
+
+
+def test_a_part_that_is_missing_is_named(tmp_path):
+    rows = [row for row in as_rows({1: ONE}) if not row["name"].endswith("decoding")]
+    with pytest.raises(ConfigError, match="without 'decoding'"):
+        read_measured([write(tmp_path / "forecast.json", "forecast", rows)])
+
+
+def test_no_file_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"--measured .*none.json: No such file"):
+        read_measured([tmp_path / "none.json"])
+
+
+def test_rates_of_two_machines_are_refused(tmp_path, published):
+    one = write(tmp_path / "one.json", "forecast", as_rows({1: ONE}))
+    other = write(tmp_path / "other.json", "step", step_rows(MFU=0.3), GPU)
+    with pytest.raises(ConfigError, match="rates of one forecast are from one machine"):
+        read_measured([one, other])
+
+
+def test_rates_of_float32_are_not_those_of_bf16(tmp_path):
+    found = read_measured([write(tmp_path / "forecast.json", "forecast", as_rows({1: ONE}))])
+    with pytest.raises(ConfigError, match="measured in fp32, and the run computes in bf16"):
+        measured_machine(run("train.engine.precision=bf16"), found, 1)
+
+
+def test_here_needs_rates_of_a_machine():
+    with pytest.raises(ConfigError, match=r"--gpu here: the measured rates are of no machine; .* bench forecast"):
+        measured_machine(run(), read_measured([RESULTS / "stream.json"]), 1)

@@ -1,0 +1,151 @@
+"""The pieces of the GPU benchmark at toy size on a CPU: every line of them but those of CUDA."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+import benchmarks.prompter
+from alpro_stream.errors import ConfigError
+from alpro_stream.prompter.client import InlinePrompter
+from benchmarks.gpu_pieces import decode, end_to_end
+from benchmarks.gpu_pieces.budget import PIECES
+from benchmarks.gpu_pieces.journal import Journal
+from benchmarks.gpu_pieces.piece import LeftOutError, Setting, do, main
+from benchmarks.harness import Row
+
+QUICK = Setting(torch.device("cpu"), is_quick=True)
+# ZeRO 3 changes functions of torch for good, which would be those of all other tests.
+NOT_HERE = {"whole step, ZeRO 3"}
+UNITS = {
+    "limits": {"TFLOP/s", "GB/s"},
+    "step": {"TFLOP/s"},
+    "step_compiled": {"TFLOP/s", "x"},
+    "prompter": {"clips/s", "labels/s", "x", "of the step"},
+    "decode": {"clips/s"},
+    "zero": {"TFLOP/s"},
+    "end_to_end": {"clips/s", "of the step"},
+}
+RATIOS_ARE_AT_MOST_1 = {"step", "step_compiled", "zero"}
+
+
+def test_every_piece_is_tried():
+    assert {piece.name for piece in PIECES} - {"tests"} == set(UNITS)
+
+
+class Beside:
+    """The prompter's client without its process, which takes as long to start as all pieces together."""
+
+    labels_s = 0.001
+
+    def __init__(self, make_labeller, *arguments):
+        self._inline = InlinePrompter(make_labeller())
+
+    def submit(self, batch):
+        self._inline.submit(batch)
+
+    def collect(self, batch):
+        return self._inline.collect(batch)
+
+    def close(self):
+        self._inline.close()
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_piece_measures_all_of_its_parts(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(benchmarks.prompter, "PrompterClient", Beside)
+    parts = importlib.import_module(f"benchmarks.gpu_pieces.{name}").parts(QUICK)
+    journal = Journal(tmp_path / name)
+    do({part: work for part, work in parts.items() if part not in NOT_HERE}, journal)
+    record = journal.read()
+    assert [(one.state, one.why) for one in record.outcomes] == [("done", "")] * len(record.names)
+    rows = [row for outcome in record.outcomes for row in outcome.rows]
+    assert {row["unit"] for row in rows} == UNITS[name]
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert math.isfinite(row["value"])
+        assert row["value"] > 0 or row["unit"] == "of the step"
+        assert row["target"] is None, "nothing is promised of toy sizes"
+        if name in RATIOS_ARE_AT_MOST_1 and row["ratio"] is not None:
+            assert row["ratio"] < 1.5
+
+
+def test_what_goes_wrong_with_a_part_is_told_and_the_rest_goes_on(tmp_path):
+    def raises(error):
+        def work():
+            raise error
+
+        return work
+
+    journal, row = Journal(tmp_path / "piece"), Row(name="r", value=1.0, unit="x")
+    parts = {
+        "no module": raises(ModuleNotFoundError("No module named 'nvidia'", name="nvidia")),
+        "no DALI": raises(ConfigError("NVIDIA DALI is not installed; install it")),
+        "no encoder": raises(LeftOutError("no encoder")),
+        "no memory": raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n 3 GiB")),
+        "refused": raises(ConfigError("stream.decode.device is mixed")),
+        "wrong": raises(RuntimeError("CUDA error: an illegal memory access\nCompile with")),
+        "good": lambda: [row],
+    }
+    do(parts, journal)
+    assert [(one.name, one.state, one.why) for one in journal.read().outcomes] == [
+        ("no module", "left out", "needs nvidia, which is not installed"),
+        ("no DALI", "left out", "NVIDIA DALI is not installed; install it"),
+        ("no encoder", "left out", "no encoder"),
+        ("no memory", "left out", "does not fit into the GPU's memory: CUDA out of memory. Tried to allocate"),
+        ("refused", "failed", "stream.decode.device is mixed"),
+        ("wrong", "failed", "RuntimeError: CUDA error: an illegal memory access"),
+        ("good", "done", ""),
+    ]
+    do({**parts, "good": raises(AssertionError("done already"))}, journal)
+    assert len(journal.read().outcomes) == len(parts)
+
+
+def test_a_piece_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
+    def fails(name):
+        raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")
+
+    monkeypatch.setattr(importlib, "import_module", fails)
+    main(["zero", "--device", "cpu", "--quick", "--journal", str(tmp_path / "zero")])
+    (outcome,) = Journal(tmp_path / "zero").read().outcomes
+    assert (outcome.name, outcome.state, outcome.why) == (
+        "zero",
+        "left out",
+        "needs deepspeed, which is not installed",
+    )
+
+
+def test_the_made_up_videos_may_go_to_nvdec_and_move():
+    import io
+
+    from alpro_stream.media import FrameConfig, sparse_frames
+    from alpro_stream.stream.nvdec import locate_video, nvdec_refusal
+
+    for codec in ("h264", "hevc"):
+        data = decode.made_up_video(codec, 5)
+        located = locate_video(io.BytesIO(data), FrameConfig(), lambda count: range(count))
+        assert located.facts.codec == codec
+        assert nvdec_refusal(located.facts) is None
+        first, last = sparse_frames(io.BytesIO(data), FrameConfig(fps=1000)).frames[0:5:4]
+        assert abs(first.astype(int) - last).mean() > 5
+
+
+def test_codecs_without_an_encoder_are_left_out(monkeypatch):
+    monkeypatch.setattr(decode.av, "codecs_available", frozenset())
+    with pytest.raises(LeftOutError, match="libx265"):
+        decode.made_up_video("hevc", 5)
+
+
+def test_without_shards_of_the_example_clips_it_trains_on_made_up_frames(monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+    monkeypatch.setattr(end_to_end, "make_shards", fails)
+    bench = object.__new__(end_to_end.Bench)
+    bench._setting = Setting(torch.device("cuda", 0), is_quick=False)
+    bench._folder = type("Folder", (), {"name": str(tmp_path)})
+    monkeypatch.setattr(end_to_end, "write_dataset", lambda path, **options: path.mkdir(parents=True))
+    shards, content = bench._open_shards()
+    assert content == "made-up frames"
+    assert (shards / "tokenizer" / "vocab.txt").is_file()
