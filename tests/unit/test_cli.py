@@ -48,7 +48,7 @@ def _check_ablation(path: Path):
     """A grid with all the stages that it names, or a stage, which a grid must name to be of use."""
     grids = {grid: text for grid in Path("configs/ablate").glob("*.yaml") if "stages:" in (text := grid.read_text())}
     if path in grids:
-        make_jobs(load_config(AblateConfig, path))
+        make_jobs(load_config(AblateConfig, path, ["seeds=[0]"]))
     else:
         assert any(f"config: {path}" in text for text in grids.values()), path
 
