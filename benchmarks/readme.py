@@ -18,7 +18,7 @@ DECODING = Path("docs/decoding.md")
 ABLATION = Path("docs/ablation.md")
 PERFORMANCE = Path("docs/performance.md")
 STREAM_CHART, STEP_CHART = Path("docs/stream.svg"), Path("docs/step.svg")
-ABLATIONS = ("losses", "frames", "motion", "pem", "prompts", "entities")
+ABLATIONS = ("losses", "frames", "motion", "questions", "pem", "prompts", "entities")
 """In the order of the page; those that were run."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
