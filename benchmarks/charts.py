@@ -8,17 +8,24 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from alpro_stream.pages.ablation_page import SpreadPlot
 from alpro_stream.pages.numbers import decimal
 from alpro_stream.pages.plots import Axis, nice_axis, tick_label
+from alpro_stream.pages.spreads import WIDTH as SPREADS_WIDTH
+from alpro_stream.pages.spreads import spread_marks
 
 _WIDTH, _RIGHT, _TOP, _ROW, _BOTTOM, _BAR = 720, 70, 40, 26, 34, 14
 # About the width of a character of a name.
 _CHARACTER = 7.2
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-size:14px;font-weight:600}.tick{fill:#57606a}
-.grid{stroke:#d0d7de}.bar{fill:#afb8c1}.ours{fill:#0969da}.limit{stroke:#cf222e;stroke-width:2}
-@media(prefers-color-scheme:dark){text{fill:#e6edf3}.tick{fill:#8d96a0}.grid{stroke:#30363d}.bar{fill:#6e7681}
+.axis,.grid{stroke:#d0d7de}.bar{fill:#afb8c1}.ours{fill:#0969da}.limit{stroke:#cf222e;stroke-width:2}
+@media(prefers-color-scheme:dark){text{fill:#e6edf3}.tick{fill:#8d96a0}.axis,.grid{stroke:#30363d}.bar{fill:#6e7681}
 .ours{fill:#4493f8}.limit{stroke:#ff7b72}}
+"""
+_SPREADS_STYLE = """
+.raw{stroke:#8c959f;stroke-width:6;stroke-linecap:round}.whisker{stroke:#0969da;stroke-width:1.5;fill:none}
+.end{fill:#0969da}
 """
 
 
@@ -74,6 +81,23 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str, limit_is: str = "") ->
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" role="img" aria-label="{}"><style>{}</style>'
             "{}{}</svg>\n"
         ).format(_WIDTH, height, f"{title}: {words}", Markup(_STYLE), head, Markup("").join(parts))
+    )
+
+
+def spread_chart(title: str, plots: Sequence[SpreadPlot]) -> str:
+    """Means with error bars, one measure below the other, as an SVG document; those without values are left out."""
+    parts, top = [Markup('<text class="title" x="8" y="20">{}</text>').format(title)], _TOP
+    for plot in plots:
+        if drawn := spread_marks(plot):
+            height, marks = drawn
+            name = Markup('<text x="8" y="{}">{}</text>').format(top + 12, f"{plot.name} ({plot.unit})")
+            parts += [name, Markup('<g transform="translate(0 {})">{}</g>').format(top + 16, marks)]
+            top += height + _TOP
+    return str(
+        Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" role="img" aria-label="{}"><style>{}</style>'
+            "{}</svg>\n"
+        ).format(SPREADS_WIDTH, top, title, Markup(_STYLE + _SPREADS_STYLE), Markup("").join(parts))
     )
 
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.charts import Bar, bar_chart
+from alpro_stream.pages.ablation_page import SpreadPlot, SpreadRow
+from benchmarks.charts import Bar, bar_chart, spread_chart
 from benchmarks.step_parts import advice, bars
 from benchmarks.targets import Results, load_reasons, markdown, number, target_text
 from benchmarks.tuning import settings
@@ -131,7 +132,42 @@ def current() -> dict[Path, str]:
         PERFORMANCE: performance(results),
     }
     documents = {path: fill(path.read_text(encoding="utf-8"), text) for path, text in texts.items()}
-    return documents | {STREAM_CHART: stream_chart(results), STEP_CHART: step_chart(results)}
+    charts = {ABLATION.with_name(_chart_name(one)): ablation_chart(one) for one in ablations if len(one["seeds"]) > 1}
+    return documents | charts | {STREAM_CHART: stream_chart(results), STEP_CHART: step_chart(results)}
+
+
+def ablation_chart(result: dict[str, Any]) -> str:
+    """Measures of the test split, with the spread over the seeds; of validation where the test was not looked at."""
+    named = {measure["name"]: measure["unit"] for measure in result["measures"]}
+    plots = [
+        SpreadPlot(
+            name=name,
+            unit=named[name],
+            rows=tuple(
+                SpreadRow(
+                    name=row,
+                    values=tuple(cells[name]["values"].values()),
+                    mean=cells[name]["mean"],
+                    sd=cells[name]["sd"],
+                    text=_spread(cells[name], len(result["seeds"])),
+                )
+                for row, cells in result["cells"].items()
+            ),
+        )
+        for name in _final_measures(result)
+    ]
+    return spread_chart(f"{result['title']}: {len(result['seeds'])} seeds, mean and standard deviation", plots)
+
+
+def _final_measures(result: dict[str, Any]) -> list[str]:
+    """Those of the test split; all of them where it was not looked at."""
+    names = [measure["name"] for measure in result["measures"]]
+    known = {name for name in names if any(row[name]["values"] for row in result["cells"].values())}
+    return [name for name in names if name.endswith("(test)") and name in known] or names
+
+
+def _chart_name(result: dict[str, Any]) -> str:
+    return f"ablation-{result['ablation']}.svg"
 
 
 def _ablation(result: dict[str, Any]) -> str:
@@ -147,7 +183,10 @@ def _ablation(result: dict[str, Any]) -> str:
     for measure in result["measures"]:
         cells = [_spread(result["cells"][row][measure["name"]], len(seeds)) for row in rows]
         lines.append(f"| {measure['name']} ({measure['unit']}) | {' | '.join(cells)} |")
-    compared = [one for one in result["comparisons"] if len(one["differences"]) > 1]
+    if len(seeds) > 1:
+        lines += ["", f"![{result['title']}, with the spread over the seeds]({_chart_name(result)})"]
+    final = _final_measures(result)
+    compared = [one for one in result["comparisons"] if len(one["differences"]) > 1 and one["measure"] in final]
     if compared:
         lines += [
             "",

@@ -6,7 +6,7 @@ from alpro_stream.pages.ablation_page import SpreadPlot, SpreadRow
 from alpro_stream.pages.numbers import shorten
 from alpro_stream.pages.plots import Axis, finite, nice_axis, tick_label, value_range
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BOTTOM = 480, 156, 20, 6, 30, 26
+WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BOTTOM = 480, 156, 20, 6, 30, 26
 # About what fits beside the plot.
 _LONGEST_NAME = 24
 
@@ -16,15 +16,24 @@ def spread_plot(plot: SpreadPlot) -> Markup:
 
     No values at all give a sentence instead.
     """
-    ends = [end for row in plot.rows for end in _ends(row)]
-    if not ends:
+    if not (drawn := spread_marks(plot)):
         return Markup('<p class="no-data">no data</p>')
-    axis = nice_axis(*value_range(ends))
-    height = _TOP + _ROW * len(plot.rows) + _BOTTOM
-    parts = [_scale(axis, height), *(_row(row, number, axis) for number, row in enumerate(plot.rows))]
+    height, marks = drawn
     words = "; ".join(f"{row.name}: {row.text}" for row in plot.rows)
     return Markup('<svg class="plot spreads" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, height, f"{plot.name}: {words}", Markup("").join(parts)
+        WIDTH, height, f"{plot.name}: {words}", marks
+    )
+
+
+def spread_marks(plot: SpreadPlot) -> tuple[int, Markup] | None:
+    """What is inside of that SVG, `WIDTH` units wide, and its height; None where there are no values."""
+    ends = [end for row in plot.rows for end in _ends(row)]
+    if not ends:
+        return None
+    axis = nice_axis(*value_range(ends))
+    height = _TOP + _ROW * len(plot.rows) + _BOTTOM
+    return height, Markup("").join(
+        [_scale(axis, height), *(_row(row, number, axis) for number, row in enumerate(plot.rows))]
     )
 
 
@@ -35,12 +44,12 @@ def _ends(row: SpreadRow) -> list[float]:
 
 
 def _x(axis: Axis, value: float) -> float:
-    return round(_LEFT + axis.fraction(value) * (_WIDTH - _LEFT - _RIGHT), 1)
+    return round(_LEFT + axis.fraction(value) * (WIDTH - _LEFT - _RIGHT), 1)
 
 
 def _scale(axis: Axis, height: int) -> Markup:
     bottom = height - _BOTTOM
-    parts = [f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>']
+    parts = [f'<path class="axis" d="M{_LEFT} {bottom}H{WIDTH - _RIGHT}"/>']
     for tick in axis.ticks:
         x = _x(axis, tick)
         parts.append(f'<path class="grid" d="M{x} {_TOP}V{bottom}"/>')

@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.charts import Bar, bar_chart, bar_lines
+from alpro_stream.pages.ablation_page import SpreadPlot, SpreadRow
+from benchmarks.charts import Bar, bar_chart, bar_lines, spread_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -41,3 +42,18 @@ def test_names_and_values_stay_inside_of_the_picture():
     assert float(rect.get("x")) > 200
     assert float(rect.get("x")) + float(rect.get("width")) < width - 40
     assert any(text.text == "s; red: it" for text in root.findall(f"{SVG}text"))
+
+
+def test_spreads_show_seeds_means_and_deviations_and_leave_out_what_has_no_values():
+    row = SpreadRow(name="all <four>", values=(10.0, 20.0, 30.0), mean=20.0, sd=10.0, text="20.0 ± 10.0")
+    alone = SpreadRow(name="alone", values=(15.0,), mean=15.0, sd=None, text="15.0")
+    empty = SpreadRow(name="none", values=(), mean=None, sd=None, text="-")
+    plots = [SpreadPlot(name=name, unit="%", rows=rows) for name, rows in (("R@1", (row, alone)), ("lost", (empty,)))]
+    root = ElementTree.fromstring(spread_chart("Losses", plots))
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"Losses", "R@1 (%)", "all <four>", "alone"} <= set(texts)
+    assert "lost (%)" not in texts
+    assert len(list(root.iter(f"{SVG}circle"))) == 2
+    assert [path.get("class") for path in root.iter(f"{SVG}path")].count("whisker") == 1
+    height = float(root.get("viewBox").split()[3])
+    assert all(float(circle.get("cy")) < height for circle in root.iter(f"{SVG}circle"))
