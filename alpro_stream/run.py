@@ -217,7 +217,7 @@ def train(
                 stack.callback(source.reader.close)
             previous = _previous_checkpoint(config, world, data)
         _check_all_see_the_same(config, world, data, previous)
-        num_steps = config.train.num_steps(data.plan)
+        num_steps = config.train.num_steps(data.plan.steps_per_epoch)
         cursor = Cursor.from_dict(read_state(previous)["cursor"]) if previous else Cursor(0)
         if late := already_trained(cursor, config.stream.skip_steps):
             raise ConfigError(

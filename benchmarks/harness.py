@@ -221,14 +221,14 @@ def table(name: str, rows: Sequence[Row]) -> Table:
         shown.add_row(
             row.name,
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            _number(row.value),
-            _number(row.limit),
+            number(row.value),
+            number(row.limit),
             row.unit,
             *([row.limit_of or "-"] if named else []),
             "-" if row.spread is None else f"{100 * row.spread:.0f} %",
             "-" if row.target is None else str(row.target),
             {None: "-", True: "yes", False: "NO"}[row.ok],
-            *(_number(row.details.get(name)) for name in details),
+            *(number(row.details.get(name)) for name in details),
         )
     return shown
 
@@ -299,7 +299,8 @@ def main(
     sys.exit(run(name, build_rows, add_arguments, describe_content=describe_content, conclude=conclude))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A value with about four digits."""
     if value is None:
         return "-"
     size = abs(value)

@@ -64,9 +64,7 @@ def promises(results: Results) -> list[Promise]:
             ratio=row["ratio"],
             kept=bool(row["ok"]),
         )
-        for name, result in sorted(results.items())
-        for row in result.get("rows", ())
-        if row["target"]
+        for name, row in rows_with(results)
     ]
 
 

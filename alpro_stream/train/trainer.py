@@ -71,9 +71,9 @@ class TrainConfig(Config):
     divergence: DivergenceConfig = DivergenceConfig()
     """What is done when a loss is not a number, or jumps."""
 
-    def num_steps(self, plan: Plan) -> int:
+    def num_steps(self, steps_per_epoch: float) -> int:
         """Steps of the run."""
-        return self.max_steps or max(1, round(self.epochs * plan.steps_per_epoch))
+        return self.max_steps or max(1, round(self.epochs * steps_per_epoch))
 
 
 class Validation(Protocol):
@@ -156,7 +156,7 @@ class Trainer:
         # The last step whose values were looked at.
         self._checked = 0
         self._skip_steps = skip_steps
-        self.num_steps = config.num_steps(parts.plan)
+        self.num_steps = config.num_steps(parts.plan.steps_per_epoch)
         self.cursor = Cursor(0)
 
     def resume(self, checkpoint: Path) -> None:

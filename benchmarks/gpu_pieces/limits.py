@@ -15,8 +15,8 @@ from benchmarks.timing import matrix_product_rate, repeat
 def parts(setting: Setting) -> Parts:
     return {
         **{f"matrix product, {name}": partial(product, setting, name) for name in ("bf16", "fp32")},
-        "copy on the device": partial(copy, setting, torch.device("cpu"), is_inside=True),
-        "copy to the device": partial(copy, setting, torch.device("cpu"), is_inside=False),
+        "copy on the device": partial(copy, setting, is_inside=True),
+        "copy to the device": partial(copy, setting, is_inside=False),
     }
 
 
@@ -38,10 +38,10 @@ def product(setting: Setting, precision: str) -> Sequence[Row]:
     ]
 
 
-def copy(setting: Setting, host: torch.device, is_inside: bool) -> Sequence[Row]:
+def copy(setting: Setting, is_inside: bool) -> Sequence[Row]:
     """Bytes of a copy inside the device, read and written counted; or of one from the host's pinned memory, once."""
     num_bytes = (1 << 20) if setting.is_quick else (1 << 30)
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=setting.device if is_inside else host)
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=setting.device if is_inside else "cpu")
     if setting.is_cuda and not is_inside:
         source = source.pin_memory()
     target = torch.empty(num_bytes, dtype=torch.uint8, device=setting.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from alpro_stream.pages.markdown import escape_markdown
 from benchmarks.gpu_pieces.journal import Outcome
+from benchmarks.harness import number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +96,10 @@ def _rows(values: Mapping[str, Any]) -> list[str]:
     headings = ("", "of the limit", "value", "limit", "unit", "the limit is", "spread", "target", "kept", "")
     lines = [_line(headings), "|---" * len(headings) + "|"]
     for row in values["rows"]:
-        details = ", ".join(f"{name} {_number(value)}" for name, value in row.get("details", {}).items())
+        details = ", ".join(f"{name} {number(value)}" for name, value in row.get("details", {}).items())
         target = row["target"] or {}
-        bound = " ".join(f"{key.replace('_', ' ')} {number:g}" for key, number in target.items() if key != "of")
-        cells = [row["name"], _number(row["ratio"]), _number(row["value"]), _number(row["limit"]), row["unit"]]
+        bound = " ".join(f"{key.replace('_', ' ')} {end:g}" for key, end in target.items() if key != "of")
+        cells = [row["name"], number(row["ratio"]), number(row["value"]), number(row["limit"]), row["unit"]]
         cells.append(row.get("limit_of", "-"))
         spread = "-" if row["spread"] is None else f"{100 * row['spread']:.0f} %"
         lines.append(_line([*cells, spread, bound or "-", {None: "-", True: "yes", False: "NO"}[row["ok"]], details]))
@@ -127,9 +128,3 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 
 def _line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(escape_markdown(cell) for cell in cells)} |"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -32,7 +32,7 @@ def run_bench(name: str | None, rest: Sequence[str]) -> int:
         print(listing(known))
         return 0
     if name == ALL and known:
-        return _run_all(known, rest)
+        return _run_all(list(known), rest)
     script = FOLDER / f"{name}.py"
     if not script.is_file():
         raise ConfigError(
@@ -71,7 +71,7 @@ def listing(known: dict[str, str]) -> str:
     return "\n".join([*lines, f"{ALL:<{longest}}  all of these one after the other, with one table in the end"])
 
 
-def _run_all(names: Sequence[str] | dict[str, str], rest: Sequence[str]) -> int:
+def _run_all(names: Sequence[str], rest: Sequence[str]) -> int:
     """A benchmark that cannot be run does not keep the others from it; the status is that of the first such one."""
     parser = argparse.ArgumentParser(prog=f"alpro bench {ALL}")
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that they run")

@@ -71,7 +71,7 @@ def clip_examples(config: RunConfig, count: int) -> tuple[ClipExample, ...]:
 
         seen, shown = maker(video.patch_size), maker(-(-_SHOWN_PIXELS // grid))
         examples = []
-        num_clips = min(plan.steps_per_epoch, config.train.num_steps(plan)) * config.stream.global_batch
+        num_clips = min(plan.steps_per_epoch, config.train.num_steps(plan.steps_per_epoch)) * config.stream.global_batch
         for i in range(min(count, num_clips)):
             step, row = divmod(int((i + 0.5) * num_clips / min(count, num_clips)), config.stream.global_batch)
             lane, row = divmod(row, plan.lane_batch)

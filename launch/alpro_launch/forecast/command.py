@@ -128,10 +128,10 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
 
 
 def _num_steps(config: RunConfig, facts: Facts) -> int | None:
-    steps = facts.data.steps_per_epoch
     if config.train.max_steps is not None:
         return config.train.max_steps
-    return None if steps is None else max(1, round(config.train.epochs * steps))
+    steps = facts.data.steps_per_epoch
+    return None if steps is None else config.train.num_steps(steps)
 
 
 def _checkpoints_s(config: RunConfig, machine: Machine, parameters: int, num_steps: int | None) -> float | None:
