@@ -16,6 +16,7 @@ from object_server import (
     FileServer,
     answer,
     cut,
+    num_bytes_in,
     reset,
     running,
     s3_server,
@@ -147,7 +148,7 @@ def test_a_cache_that_holds_little_gives_the_same_stream(root, expected, proxy, 
         found = []
         for batch in read_all(maker, plan, STEPS):
             found.append(batch)
-            assert sum(path.stat().st_size for path in (tmp_path / "cache/files").iterdir()) <= max_bytes
+            assert num_bytes_in(tmp_path / "cache", "files") <= max_bytes
     assert_same_stream(found, expected)
     # A tar that is open is read though it was removed: what is fetched again was closed in between.
     assert len(proxy.requests) <= 3 * NUM_FILES

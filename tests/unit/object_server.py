@@ -1,5 +1,9 @@
-"""Real servers for tests: files over http, S3 (moto's), and a proxy in front of either that does what networks do."""
+"""Real servers for tests: files over http, S3 (moto's), and a proxy in front of either that does what networks do.
 
+And a look into the cache of what they serve.
+"""
+
+import fcntl
 import hashlib
 import http.client
 import http.server
@@ -243,3 +247,10 @@ def s3_server(objects):
         yield port
     finally:
         moto.stop()
+
+
+def num_bytes_in(folder, *kinds):
+    """Of a shard cache's folder: what its "files" or "partial" hold, while nobody changes them."""
+    with (folder / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for kind in kinds for path in (folder / kind).iterdir())

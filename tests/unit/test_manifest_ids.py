@@ -132,4 +132,5 @@ def test_many_rows_take_little_memory(num_ids, most):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     num_usable, num_bytes = map(int, done.stdout.split())
     assert num_usable == num_ids
-    assert 16 < num_bytes / 200_000 < most
+    # Below 16, the heap had room from before: the lower bound only says that the measurement sees the rows at all.
+    assert 8 < num_bytes / 200_000 < most
