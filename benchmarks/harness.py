@@ -16,7 +16,6 @@ A benchmark is a script that measures and returns rows::
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alpro_stream.errors import AlproError
+from alpro_stream.shards.storage import publish_bytes
 from benchmarks import machine
 
 Describe = Callable[[argparse.Namespace], Mapping[str, Any]]
@@ -236,9 +236,7 @@ def table(name: str, rows: Sequence[Row]) -> Table:
 def save(path: Path, result: Mapping[str, Any]) -> None:
     """Writes the result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    publish_bytes(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
 
 
 def run(

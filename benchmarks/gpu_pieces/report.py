@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from alpro_stream.pages.markdown import escape_markdown
 from benchmarks.gpu_pieces.journal import Outcome
 from benchmarks.harness import number
+from benchmarks.targets import target_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +100,11 @@ def _rows(values: Mapping[str, Any]) -> list[str]:
     lines = [_line(headings), "|---" * len(headings) + "|"]
     for row in values["rows"]:
         details = ", ".join(f"{name} {number(value)}" for name, value in row.get("details", {}).items())
-        target = row["target"] or {}
-        bound = " ".join(f"{key.replace('_', ' ')} {end:g}" for key, end in target.items() if key != "of")
+        bound = Markup(target_text(row["target"])) if row["target"] else "-"  # its signs are no markup in a cell
         cells = [row["name"], number(row["ratio"]), number(row["value"]), number(row["limit"]), row["unit"]]
         cells.append(row.get("limit_of", "-"))
         spread = "-" if row["spread"] is None else f"{100 * row['spread']:.0f} %"
-        lines.append(_line([*cells, spread, bound or "-", {None: "-", True: "yes", False: "NO"}[row["ok"]], details]))
+        lines.append(_line([*cells, spread, bound, {None: "-", True: "yes", False: "NO"}[row["ok"]], details]))
     for one in values["not_measured"]:
         lines.append(_line([f"{one['name']}", "-", f"{one['state']}: {one['why']}", *["-"] * 6, one["piece"]]))
     return lines
