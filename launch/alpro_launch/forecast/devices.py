@@ -33,7 +33,7 @@ _H100 = "NVIDIA H100 data sheet (2022)"
 _H200 = "NVIDIA H200 data sheet (2023)"
 _L40S = "NVIDIA L40S data sheet (2023)"
 _L4 = "NVIDIA L4 data sheet (2023)"
-_A10 = "NVIDIA A10 data sheet (2021)"
+_A10G = "NVIDIA A10G data sheet (2021)"
 _EC2 = "Amazon EC2 instance types, network of {}"
 
 
@@ -118,7 +118,7 @@ _DEVICES = {
         _device("h200", "H200", (989, 67), (141, 4800), ("NVLink 4", 450), ("p5en", 3200), (7, 7), _H200),
         _device("l40s", "L40S", (362, 91.6), (48, 864), ("PCIe 4", 32), ("g6e.48xlarge", 400), (3, 4), _L40S),
         _device("l4", "NVIDIA L4", (121, 30.3), (24, 300), ("PCIe 4", 32), ("g6.48xlarge", 100), (4, 4), _L4),
-        _device("a10", "A10", (125, 31.2), (24, 600), ("PCIe 4", 32), ("g5.48xlarge", 100), (2, 0), _A10),
+        _device("a10g", "A10G", (70, 35), (24, 600), ("PCIe 4", 32), ("g5.48xlarge", 100), (2, 0), _A10G),
     )
 }
 
