@@ -52,11 +52,13 @@ from alpro_stream.train.rehearsal import made_up_batch
 from alpro_stream.train.step import Step
 from benchmarks.harness import Measurement, Row, main
 from benchmarks.machine import describe
-from benchmarks.timing import repeat
+from benchmarks.timing import loopback_rate, repeat
 
 _TOKENS, _PICTURE = 24, 96
 _WARMUP_STEPS = 5
 _TIMEOUT_S = 900.0
+_SUMMED = 4 << 20
+"""Numbers of fp32 in a sum over the ranks, about a bucket of gradients."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Taken:
         products: operations a second, by width.
         frame_s: of a core, for a stored frame.
         links: None of one rank.
+        loopback_per_s: bytes a second that one connection carries, with the other ranks at rest; 0 of one rank.
         passes: of the fitted sizes.
         steps: seconds of each step of the trainings, by size; the first fitted one, and those that are checked.
     """
@@ -125,6 +128,7 @@ class Taken:
     products: dict[int, float]
     frame_s: float
     links: Links | None
+    loopback_per_s: float
     passes: list[Passes]
     steps: dict[str, list[float]]
 
@@ -155,6 +159,16 @@ def _rows(arguments: argparse.Namespace, folder: Path, num_ranks: int, num_cores
     taken = run_ranks(_measure, num_ranks, runs, fitted, arguments.quick, timeout_s=_TIMEOUT_S)[0]
     parts = _parts(taken, [runs[size] for size in fitted], num_ranks, num_cores)
     found = [Row(name=name, value=value, unit=unit) for name, value, unit in rows_of(parts, num_ranks)]
+    if taken.links:
+        found.append(
+            Row(
+                name=f"{_ranks(num_ranks)}: sums, bus bandwidth",
+                value=taken.links.inside_per_s / 1e9,
+                unit="GB/s",
+                limit=taken.loopback_per_s / 1e9,
+                limit_of="one connection of the loopback",
+            )
+        )
     errors = []
     for size in checked:
         run = runs[size]
@@ -246,6 +260,8 @@ def _measure(runs: Mapping[Size, _Run], fitted: Sequence[Size], quick: bool) -> 
     widths = sorted({size.width for size in runs})
     products = {width: _product_rate(width, world, 5 if quick else 30) for width in widths}
     links = _links(world) if world.size > 1 else None
+    loopback_per_s = loopback_rate(_SUMMED * 4) if world.size > 1 and world.rank == 0 else 0.0
+    world.barrier()
     timers = [_PassTimer(runs[size], world) for size in fitted]
     for timer in timers:
         timer.sample(3 if quick else 15)
@@ -260,7 +276,7 @@ def _measure(runs: Mapping[Size, _Run], fitted: Sequence[Size], quick: bool) -> 
     for timer in timers:  # Again: the machine may have become slower or faster meanwhile.
         timer.sample(3 if quick else 15)
     passes = [timer.medians() for timer in timers]
-    return Taken(products, _frame_s(), links, passes, steps)
+    return Taken(products, _frame_s(), links, loopback_per_s, passes, steps)
 
 
 def _product_rate(width: int, world: World, count: int) -> float:
@@ -282,7 +298,7 @@ def _frame_s() -> float:
 
 def _links(world: World) -> Links:
     """Between the ranks of this machine, in the sizes of a step's sums."""
-    numbers, one = torch.zeros(4 << 20), torch.zeros(1)
+    numbers, one = torch.zeros(_SUMMED), torch.zeros(1)
     sums_s = _slowest(statistics.median(repeat(lambda: dist.all_reduce(numbers), 8)), world)
     start_s = _slowest(statistics.median(repeat(lambda: dist.all_reduce(one), 50)), world)
     per_s = 1e9 * bus_bandwidth(numbers.nbytes, sums_s, world.size)

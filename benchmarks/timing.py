@@ -2,9 +2,11 @@
 
 import functools
 import os
+import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,23 @@ def copy_rate(num_bytes: int, count: int = 12) -> float:
     source = torch.ones(max(1, num_bytes), dtype=torch.uint8)
     target = torch.empty_like(source)
     return len(source) / statistics.median(repeat(lambda: target.copy_(source), count))
+
+
+def loopback_rate(num_bytes: int, count: int = 8) -> float:
+    """Bytes a second through a TCP connection within this machine, in one direction; the median of `count`."""
+    block, received = bytes(num_bytes), bytearray(num_bytes)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
+        receiver, _ = server.accept()
+        with receiver, ThreadPoolExecutor(1) as sending:
+
+            def pass_on() -> None:
+                sent = sending.submit(sender.sendall, block)
+                left = memoryview(received)
+                while left:
+                    left = left[receiver.recv_into(left) :]
+                sent.result()
+
+            return num_bytes / statistics.median(repeat(pass_on, count))
 
 
 def write_seconds(path: Path, num_bytes: int) -> float:

@@ -20,7 +20,7 @@ from alpro_stream.testing.configs import TINY_MODEL, tiny_run, write_corpus
 from alpro_stream.train.rehearsal import made_up_batch
 from benchmarks import decode, end_to_end, evaluate, plan, prompter, search, shard, shard_worker, step, timing
 from benchmarks.harness import Measurement
-from benchmarks.timing import copy_rate, read_seconds, write_seconds
+from benchmarks.timing import copy_rate, loopback_rate, read_seconds, write_seconds
 
 CLIP = Path(__file__).resolve().parents[2] / "examples/clips/videos/v050.mp4"
 TINY = validate(ModelConfig, TINY_MODEL, source="test")
@@ -30,8 +30,9 @@ def limits(rows):
     return {row.name: row.limit_of for row in rows if row.limit is not None}
 
 
-def test_clocks_of_memory_and_disk(tmp_path):
+def test_clocks_of_memory_link_and_disk(tmp_path):
     assert copy_rate(1000, count=2) > 0
+    assert loopback_rate(1000, count=2) > 0
     path = tmp_path / "plain"
     num_bytes = timing._BLOCK_BYTES + 5
     assert write_seconds(path, num_bytes) > 0
