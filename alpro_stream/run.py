@@ -26,17 +26,11 @@ from alpro_stream.evaluate.validation import ValidationConfig, open_validation
 from alpro_stream.losses.answers import AnswerObjective
 from alpro_stream.losses.objective import DualObjective, ObjectiveConfig, PretrainObjective
 from alpro_stream.manifest import KINDS, Kind
-from alpro_stream.model.alpro import DualEncoder, Heads, ModelConfig, Task
+from alpro_stream.model.alpro import DualEncoder, ModelConfig, Task
 from alpro_stream.model.checkpointing import set_checkpointing
 from alpro_stream.model.cpu_memory import keep_freed_memory
 from alpro_stream.model.folder import ModelDescription, write_model
-from alpro_stream.model.operations import (
-    answering_operations,
-    contrastive_operations,
-    peak_per_s,
-    pretraining_operations,
-    retrieval_operations,
-)
+from alpro_stream.model.operations import peak_per_s, step_operations
 from alpro_stream.model.weights import start_from_pretrained
 from alpro_stream.prompter.client import InlinePrompter, Prompter, PrompterClient, PrompterConfig
 from alpro_stream.shards.entities import load_entities, merge_entities
@@ -625,18 +619,16 @@ def describe_model(config: RunConfig, data: RunData) -> ModelDescription:
 
 def _operations(config: RunConfig, data: RunData, kind: Kind) -> float:
     """Floating point operations of a sample in a step."""
-    description = describe_model(config, data)
-    once = kind == "image" and config.model.video.still == "once"
-    num_frames = 1 if once else None
-    model, num_tokens = config.model, description.num_tokens
-    if config.task == "prompter":
-        return contrastive_operations(model, num_tokens, num_frames).step
-    if config.task == "retrieval":
-        return retrieval_operations(model, num_tokens, num_frames).step
-    if config.task == "question_answering":
-        return answering_operations(model, num_tokens, len(description.answers), num_frames).step
-    heads = Heads.of("pretrain", len(description.entities))
-    return pretraining_operations(model, num_tokens, description.vocab_size, heads, num_frames).step
+    return step_operations(
+        config.task,
+        config.model,
+        config.stream.text.num_tokens,
+        vocab_size=data.tokenizer.vocab_size,
+        num_entities=len(data.entities),
+        num_answers=len(data.answers),
+        is_image=kind == "image",
+        frozen=config.frozen,
+    )
 
 
 def _peak_per_s(config: RunConfig, world: World) -> float | None:

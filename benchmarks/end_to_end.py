@@ -62,6 +62,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     num_steps = WARMUP_STEPS + (20 if arguments.quick else 150)
     with tempfile.TemporaryDirectory(prefix="alpro-bench-") as folder:
         overrides = [f"run_dir={folder}", f"train.max_steps={num_steps}", "train.checkpoint_every=1000000"]
+        overrides += ["train.rehearsal=false"]  # Its step would be taken for the first one.
         config = load_config(RunConfig, CONFIG, [*overrides, *arguments.overrides])
         _check_demo_ran(config)
         with Stopwatch() as watch:
@@ -204,7 +205,8 @@ def text_seconds(config: RunConfig, captions: Sequence[str]) -> float:
 
 
 def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:
-    each = len(calls) // num_steps
+    each, left = divmod(len(calls), num_steps)
+    assert not left, f"{len(calls)} calls in {num_steps} steps: some belong to none of them"
     return [sum(calls[step * each : (step + 1) * each]) for step in range(num_steps)]
 
 

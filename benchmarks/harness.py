@@ -171,10 +171,7 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values; numbers that are not finite become null, as JSON has none."""
-        numbers = {"value": self.value, "spread": self.spread, "limit": self.limit, "ratio": self.ratio}
-        plain = {
-            key: number if number is not None and math.isfinite(number) else None for key, number in numbers.items()
-        }
+        plain = _finite({"value": self.value, "spread": self.spread, "limit": self.limit, "ratio": self.ratio})
         return {
             "name": self.name,
             "value": plain["value"],
@@ -185,8 +182,12 @@ class Row:
             "target": self.target.as_json() if self.target else None,
             "ok": self.ok,
             **({"limit_of": self.limit_of} if self.limit_of else {}),
-            **({"details": dict(self.details)} if self.details else {}),
+            **({"details": _finite(self.details)} if self.details else {}),
         }
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def results(name: str, rows: Sequence[Row], content: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -55,6 +55,8 @@ SMALL = ModelConfig(
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     """Measures the two in turn, then one step of ours by parts."""
+    if arguments.batch < 2:
+        raise ConfigError(f"--batch {arguments.batch}: VTM needs a negative, so at least 2")
     with Worker("step", arguments) as step, Worker("literal", arguments) as literally:
         samples: dict[str, list[dict[str, float]]] = {"step": [], "literal": []}
 
@@ -163,8 +165,6 @@ class Step:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
         self.config = SMALL if arguments.small else ModelConfig()
-        if arguments.batch < 2:
-            raise ConfigError(f"--batch {arguments.batch}: VTM needs a negative, so at least 2")
         torch.manual_seed(0)
         heads = Heads.of("pretrain", NUM_ENTITIES)
         self.model = AlproModel(self.config, VOCAB_SIZE, heads).to(self.device)
@@ -318,6 +318,10 @@ def _inputs(config: ModelConfig, size: int, device: torch.device) -> Inputs:
     return Inputs(batch.to(device), bank_ME.to(device))
 
 
+def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("batch", "precision", "compile")}
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of a step (default 4)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
@@ -332,4 +336,4 @@ if __name__ == "__main__":
         _arguments(mine)
         serve(mine.parse_args())
     else:
-        main("step", rows, add_arguments=_arguments)
+        main("step", rows, add_arguments=_arguments, describe_content=_describe)

@@ -7,11 +7,12 @@ nothing twice. Chowdhery et al. 2022, appendix B, call its ratio to the peak of 
 Legend: T frames, P patches of a frame, D width, F width of an MLP, L text tokens, S = L + 1 + P.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from alpro_stream.model.alpro import Heads, ModelConfig
+from alpro_stream.model.alpro import Heads, ModelConfig, Task
 
 PEAK_PER_S = {
     "H100 PCIe": 756e12,
@@ -30,13 +31,14 @@ def peak_per_s(device_name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations of the forward pass of one sample, by part."""
+    """Operations of the forward pass of one sample, by part; of these `frozen` in encoders that are not trained."""
 
     video: float
     text: float
     fusion: float
     heads: float
     prompter: float
+    frozen: float = 0.0
 
     @property
     def forward(self) -> float:
@@ -45,13 +47,49 @@ class Operations:
 
     @property
     def backward(self) -> float:
-        """Two products for each one of the forward pass: for the input and for the weights."""
-        return 2 * self.forward
+        """Two products for each one of the forward pass, for the input and for the weights; none of what is frozen."""
+        return 2 * (self.forward - self.frozen)
 
     @property
     def step(self) -> float:
         """Forward, backward and the frozen prompter."""
         return self.forward + self.backward + self.prompter
+
+
+def step_operations(
+    task: Task,
+    config: ModelConfig,
+    num_tokens: int,
+    *,
+    vocab_size: int,
+    num_entities: int = 0,
+    num_answers: int = 0,
+    is_image: bool = False,
+    frozen: Collection[str] = (),
+) -> float:
+    """Operations of one sample in a step of a task.
+
+    Args:
+        task: what is trained.
+        config: sizes.
+        num_tokens: L.
+        vocab_size: rows of the word embeddings.
+        num_entities: M; 0 without PEM.
+        num_answers: of question answering.
+        is_image: whether the sample is one, which may be encoded once in place of T times.
+        frozen: ``video_encoder`` and ``text_encoder``, as far as they are not trained.
+    """
+    frames = 1 if is_image and config.video.still == "once" else None
+    if task == "prompter":
+        found = contrastive_operations(config, num_tokens, frames)
+    elif task == "retrieval":
+        found = retrieval_operations(config, num_tokens, frames)
+    elif task == "question_answering":
+        found = answering_operations(config, num_tokens, num_answers, frames)
+    else:
+        found = pretraining_operations(config, num_tokens, vocab_size, Heads.of("pretrain", num_entities), frames)
+    encoders = {"video_encoder": found.video, "text_encoder": found.text}
+    return replace(found, frozen=sum(encoders[name] for name in frozen)).step
 
 
 def pretraining_operations(

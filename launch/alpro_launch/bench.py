@@ -14,6 +14,8 @@ from alpro_stream.errors import ConfigError
 
 FOLDER = Path("benchmarks")
 ALL = "all"
+_GPU = "gpu"
+"""Not among those that `all` runs: it is for another machine, and has a harness of its own."""
 _WIDTH = 100
 
 
@@ -34,9 +36,9 @@ def run_bench(name: str | None, rest: Sequence[str]) -> int:
     if name == ALL and known:
         return _run_all(list(known), rest)
     script = FOLDER / f"{name}.py"
-    if not script.is_file():
+    if (name not in known and name != _GPU) or not script.is_file():
         raise ConfigError(
-            f"no {script} here; run this in the folder of a checkout"
+            f"no benchmark {name} here; run this in the folder of a checkout"
             + (f", with one of: {', '.join(known)}, or {ALL}" if known else " (the wheel has no benchmarks)")
         )
     return run([sys.executable, str(script), *rest])
@@ -73,7 +75,7 @@ def listing(known: dict[str, str]) -> str:
 
 def _run_all(names: Sequence[str], rest: Sequence[str]) -> int:
     """A benchmark that cannot be run does not keep the others from it; the status is that of the first such one."""
-    parser = argparse.ArgumentParser(prog=f"alpro bench {ALL}")
+    parser = argparse.ArgumentParser(prog=f"alpro bench {ALL}", allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that they run")
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write the results there, a file for each")
@@ -85,6 +87,8 @@ def _run_all(names: Sequence[str], rest: Sequence[str]) -> int:
         for number, name in enumerate(names, start=1):
             print(f"\n{name} ({number} of {len(names)})", flush=True)
             script, file = str(FOLDER / f"{name}.py"), str(results / f"{name}.json")
+            # Of an earlier time, it would stand in the table as if it had been measured now.
+            Path(file).unlink(missing_ok=True)
             statuses[name] = run([sys.executable, script, *flags, "--json", file])
         done = [str(results / f"{name}.json") for name in names if (results / f"{name}.json").is_file()]
         run([sys.executable, str(FOLDER / "summary.py"), *done])

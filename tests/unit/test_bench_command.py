@@ -83,8 +83,24 @@ def test_all_run_one_after_the_other_and_end_with_one_table(checkout, capfd):
     assert shown.err.splitlines()[-1] == "broken ended with status 2"
 
 
+def test_results_of_an_earlier_time_are_not_shown_as_if_measured_now(checkout, capfd):
+    (checkout / "out").mkdir()
+    row = {"name": "long ago", "value": 1.0, "unit": "x", "ratio": None, "limit": None, "target": None, "ok": None}
+    (checkout / "out/broken.json").write_text(json.dumps({"benchmark": "broken", "rows": [row]}))
+    assert main(["bench", "all", "--quick", "--json", "out"]) == 2
+    assert "long ago" not in capfd.readouterr().out
+    assert not (checkout / "out/broken.json").exists()
+
+
+@pytest.mark.parametrize("name", ["tool", "summary", "../benchmarks/alpha", "nothing"])
+def test_what_is_no_benchmark_is_not_run(checkout, name, capsys):
+    assert main(["bench", name]) == CONFIGURATION
+    assert f"no benchmark {name} here" in capsys.readouterr().err
+
+
 def test_flags_that_not_every_benchmark_has_are_refused(checkout, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", "all", "--clips", "x"])
-    assert ended.value.code == 2
-    assert "--clips" in capsys.readouterr().err
+    for flag in ("--clips", "--qui"):  # One that is cut short would not be handed on.
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", "all", flag])
+        assert ended.value.code == 2
+        assert flag in capsys.readouterr().err

@@ -91,14 +91,15 @@ def test_a_config_that_is_shipped_and_data_that_are_not_here(capsys, tmp_path):
 
 
 def test_a_measured_machine(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measured, "_published_work", lambda: Work(3e12, 1e10, 1e4))
+    monkeypatch.setattr(measured, "_published_work", lambda batch: Work(3e12, 1e10, 1e4))
     file = tmp_path / "forecast.json"
     results = [f"benchmarks/results/{name}.json" for name in ("step", "stream")]
     assert main(["forecast", str(config), "--gpu", "here", "--measured", *results, "--json", str(file)]) == 0
     said = json.loads(file.read_text())
-    assert said["measured"] == [
-        text for text in said["measured"] if re.match(r"(step|stream): .* \(benchmarks/results/.*, 2 cores", text)
-    ]
+    for name, text in zip(("step", "stream"), said["measured"], strict=True):
+        assert re.match(rf"{name}: .* \(benchmarks/results/{name}.json, 2 cores", text)
+    # The data of the run are here: it is their clips that are read.
+    assert said["clip_bytes"] < 10e3
     assert (said["fits"], said["strong_scaling"]) == (None, [])
     assert "decoding on the same cores" in said["parts_s"]
     assert "fits" not in capsys.readouterr().out
@@ -114,6 +115,18 @@ def test_what_does_not_fit_is_said(config, capsys):
     assert ": NO" in shown
 
 
+@pytest.mark.slow
+def test_the_example_of_the_docs(capsys):
+    """Counting the published model takes some seconds."""
+    _, _, rest = Path("docs/forecast.md").read_text().partition("## ")[0].rpartition("```\nalpro ")
+    command, *lines = rest.partition("\n```")[0].splitlines()
+    assert main(command.split()) == 0
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    wanted = [line for line in lines if line and line != "..."]
+    assert len(wanted) > 15
+    assert not [line for line in wanted if line not in shown]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -124,6 +137,7 @@ def test_what_does_not_fit_is_said(config, capsys):
         ([TINY, "--gpu", "a100", "--share-of-peak", "1.5"], "share_of_peak"),
         (["configs/demo/shard.yaml", "--gpu", "a100"], "is no configuration of a training run"),
         (["configs/evaluate/tiny_qa.yaml", "--gpu", "a100"], "is no configuration of a training run"),
+        ([TINY, "--gpu", "here", "--share-of-peak", "0.3"], "are of a GPU of the table, not of --gpu here"),
         ([TINY, "--gpu", "here"], "--gpu here: the measured rates are of no machine"),
         ([TINY, "--gpu", "a100", "--measured", "nothing.json"], "nothing.json: No such file"),
         ([TINY, "--gpu", "a100", "--measured", "benchmarks/results/plan.json"], "results of plan, which say nothing"),

@@ -234,3 +234,6 @@ def test_a_measured_gpu_is_recognised_by_its_name():
     assert devices.is_of(h100, ["NVIDIA H100 80GB HBM3"])
     assert not devices.is_of(h100, ["NVIDIA H100 PCIe"])
     assert not devices.is_of(a100, [])
+    assert not devices.is_of(devices.find_device("l4"), ["NVIDIA L40S"])
+    assert devices.is_of(devices.find_device("l40s"), ["NVIDIA L40S"])
+    assert not devices.is_of(devices.find_device("h200"), ["NVIDIA GH200 480GB"])

@@ -43,7 +43,9 @@ def machine(**changes):
     """A hundred operations a second; a parameter is updated in a millisecond."""
     rates = MeasuredRates({64: 100.0}, float("inf"), 0.0)
     links = Links(inside_per_s=7000.0, between_per_s=700.0, latency_s=0.0)
-    plain = Machine(name="m", rates=rates, update_s=1e-3, update_tensor_s=0.0, links=links, decode_s=None)
+    plain = Machine(
+        name="m", rates=rates, label_rates=rates, update_s=1e-3, update_tensor_s=0.0, links=links, decode_s=None
+    )
     return replace(plain, **changes)
 
 
@@ -170,7 +172,7 @@ def test_efficiency_is_that_of_a_gpu_over_one_alone():
     assert rows[2].step.parts["gradients between ranks"] > 10 * rows[1].step.parts["gradients between ranks"]
 
 
-def told(parts, beside=(), overrides=(), path="configs/pretrain/tiny.yaml", waits=False):
+def told(parts, beside=(), overrides=(), path="configs/pretrain/tiny.yaml", waits=False, videos=False):
     """The sentence about a step with these parts."""
     every = {
         "forward": 0.0,
@@ -178,6 +180,7 @@ def told(parts, beside=(), overrides=(), path="configs/pretrain/tiny.yaml", wait
         "update": 0.0,
         "gradients between ranks": 0.0,
         "features between ranks": 0.0,
+        "rest": 0.0,
     }
     every |= parts
     memory = memory_of(parameters=1, trained=1, zero_stage=0, num_ranks=1, activations=0)
@@ -194,7 +197,7 @@ def told(parts, beside=(), overrides=(), path="configs/pretrain/tiny.yaml", wait
         memory=memory,
         waits_for_calls=waits,
     )
-    return bottleneck(step, run(*overrides, path=path))
+    return bottleneck(step, run(*overrides, path=path), videos)
 
 
 MODEL = {"forward": 30.0, "backward": 60.0}
@@ -204,6 +207,7 @@ MODEL = {"forward": 30.0, "backward": 60.0}
     ("case", "says"),
     [
         ({"parts": MODEL, "beside": {"decoding": 180.0, "reading": 9.0}}, r"decoding takes 2.0 times .*num_workers"),
+        ({"parts": MODEL, "beside": {"decoding": 180.0}, "videos": True}, r"raise stream.decode.num_processes, store"),
         (
             {"parts": MODEL, "beside": {"decoding": 18.0, "reading": 900.0}},
             r"reading takes 10.0 times .* faster storage",
@@ -211,15 +215,29 @@ MODEL = {"forward": 30.0, "backward": 60.0}
         ({"parts": MODEL | {"gradients between ranks": 60.0}}, r"links between ranks \(40 % .* fewer nodes"),
         (
             {"parts": MODEL | {"gradients between ranks": 60.0}, "overrides": ["train.engine.zero_stage=3"]},
-            "set train.engine.zero_stage=1",
+            r"set train.engine.zero_stage=0, which sends 33 % less, if the memory allows it",
         ),
         ({"parts": MODEL, "waits": True}, "starting operations.*compile=true"),
-        ({"parts": MODEL | {"labels": 30.0}}, r"the prompter beside it \(25 %\): a smaller prompter"),
+        (
+            {"parts": MODEL | {"labels": 30.0}},
+            r"the prompter, beside the model \(25 % .*: a smaller prompter",
+        ),
+        (
+            {"parts": MODEL | {"decoding": 200.0}, "waits": True},
+            r"trainer waits \(69 % .*: set stream.decode.num_w",
+        ),
+        (
+            {"parts": MODEL | {"decoding on the same cores": 60.0}},
+            r"cores that train \(40 % .*: take more cores",
+        ),
+        ({"parts": MODEL | {"rest": 60.0}}, r"beside its parts \(40 % .*: a larger stream.global_batch"),
+        # The largest of two that are notable.
+        ({"parts": MODEL | {"labels": 50.0, "update": 60.0}}, "the optimizer"),
         (
             {"parts": MODEL | {"labels": 30.0}, "overrides": ["train.engine.precision=bf16"]},
             "set prompter.precision=bf16",
         ),
-        ({"parts": MODEL | {"update": 60.0}}, r"the optimizer \(40 %\): set train.engine.zero_stage=1"),
+        ({"parts": MODEL | {"update": 60.0}}, r"the optimizer \(40 % of the step\): set train.engine.zero_stage=1"),
         ({"parts": MODEL | {"update": 60.0}, "overrides": ["train.engine.zero_stage=1"]}, "makes fewer updates"),
         ({"parts": MODEL}, r"the model \(100 % of the step\): train.engine.precision=bf16"),
         ({"parts": MODEL, "overrides": ["train.engine.precision=bf16"]}, "train.engine.compile=true, or more GPUs"),

@@ -159,6 +159,12 @@ def test_container_limits_count(tmp_path):
     assert machine._memory_bytes(memory) > 2**20
 
 
+def test_details_that_are_no_numbers_do_not_lose_the_results():
+    rows = [Row(name="a", value=1.0, unit="x", details={"known": 2.0, "not": float("nan")})]
+    text = json.dumps(results("n", rows), allow_nan=False)
+    assert json.loads(text)["rows"][0]["details"] == {"known": 2.0, "not": None}
+
+
 def test_commit_says_when_files_differ(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]

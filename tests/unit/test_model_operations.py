@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
 from alpro_stream.model.operations import (
     answering_operations,
+    contrastive_operations,
     count_parameters,
     pretraining_operations,
     retrieval_operations,
+    step_operations,
     video_operations,
 )
 from alpro_stream.model.text_encoder import TextEncoderConfig
@@ -121,3 +123,23 @@ def test_parameters_of_the_published_model():
     assert counts["dual"] == video + text + 2 * (768 * 256 + 256) + 1
     assert counts["multimodal"] == 6 * layer
     assert counts["total"] == pytest.approx(235.0e6, rel=0.01)
+
+
+def test_what_is_frozen_has_no_backward_pass():
+    def of(**changes):
+        return step_operations("retrieval", SMALL, 6, vocab_size=50, **changes)
+
+    whole = retrieval_operations(SMALL, 6)
+    assert of() == whole.step == 3 * whole.forward
+    assert of() - of(frozen=["video_encoder"]) == 2 * whole.video
+    assert of() - of(frozen=["video_encoder", "text_encoder"]) == 2 * (whole.video + whole.text)
+
+
+def test_each_task_has_its_step():
+    sizes = {"vocab_size": 50, "num_entities": 7, "num_answers": 5}
+    assert step_operations("prompter", SMALL, 6, **sizes) == contrastive_operations(SMALL, 6).step
+    assert step_operations("question_answering", SMALL, 6, **sizes) == answering_operations(SMALL, 6, 5).step
+    pretrain = pretraining_operations(SMALL, 6, 50, Heads.of("pretrain", 7))
+    assert step_operations("pretrain", SMALL, 6, **sizes) == pretrain.step
+    once = SMALL.model_copy(update={"video": SMALL.video.model_copy(update={"still": "once"})})
+    assert step_operations("prompter", once, 6, is_image=True, **sizes) == contrastive_operations(once, 6, 1).step

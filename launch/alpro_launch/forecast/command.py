@@ -92,15 +92,17 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
     device = None if options.gpu.lower() == HERE else find_device(options.gpu)
     layout = layout_of(config, options.nodes, options.gpus)
     measured = read_measured(options.measured)
-    facts = read_facts(config, options.samples, options.clip_bytes or measured.clip_bytes)
+    facts = read_facts(config, options.samples, options.clip_bytes, measured.clip_bytes)
     if device is None:
-        machine = measured_machine(config, measured, options.gpus, facts.data.stores_videos)
+        if options.share_of_peak or options.network_gb_per_s:
+            raise ConfigError(f"--share-of-peak and --network-gb-per-s are of a GPU of the table, not of --gpu {HERE}")
+        machine = measured_machine(config, measured, options.gpus, facts.data)
     else:
         machine = gpu_machine(
             device,
             config,
             measured,
-            stores_videos=facts.data.stores_videos,
+            facts.data,
             share=options.share_of_peak,
             network_per_s=options.network_gb_per_s and options.network_gb_per_s * 1e9,
         )
@@ -119,7 +121,7 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
         step=step,
         num_steps=num_steps,
         checkpoints_s=_checkpoints_s(config, machine, work.parameters, num_steps),
-        sentence=bottleneck(step, config),
+        sentence=bottleneck(step, config, facts.data.stores_videos),
         strong=strong,
         weak=weak,
         notes=[*machine.assumed, *facts.notes],

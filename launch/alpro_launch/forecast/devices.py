@@ -1,5 +1,6 @@
 """The built-in table of devices: figures of data sheets with their sources, and what is assumed beside them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -161,7 +162,12 @@ def markdown_table() -> str:
 
 def is_of(device: Device, gpu_names: list[str]) -> bool:
     """Whether measured GPUs are of this kind: by their product, or by a name that stands for the same peak."""
+
+    def has(name: str, words: str) -> bool:
+        """Whole ones: an L40S is no L4, and a GH200 no H200."""
+        return re.search(rf"\b{re.escape(words)}\b", name) is not None
+
     return bool(gpu_names) and all(
-        device.product in name or (device.name.upper() in name and peak_per_s(name) == device.peak_per_s["bf16"])
+        has(name, device.product) or (has(name, device.name.upper()) and peak_per_s(name) == device.peak_per_s["bf16"])
         for name in gpu_names
     )

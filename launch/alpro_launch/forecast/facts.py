@@ -51,13 +51,19 @@ class Facts:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def read_facts(config: RunConfig, samples: int | None = None, clip_bytes: float | None = None) -> Facts:
+def read_facts(
+    config: RunConfig,
+    samples: int | None = None,
+    clip_bytes: float | None = None,
+    measured_clip_bytes: float | None = None,
+) -> Facts:
     """Looks at the data sets, the tokenizer and the prompter of a run, as far as they are here.
 
     Args:
         config: of the run.
         samples: of an epoch, in place of what the data sets have.
-        clip_bytes: that a step reads of a sample, in place of what is measured.
+        clip_bytes: that a step reads of a sample, in place of what the data sets have.
+        measured_clip_bytes: that other data had, where these data sets are not here.
 
     Raises:
         AlproError: data sets that are there, and do not fit the run.
@@ -67,6 +73,9 @@ def read_facts(config: RunConfig, samples: int | None = None, clip_bytes: float 
     data = _data(config, notes)
     if samples is not None:
         data = Data(samples / config.stream.global_batch, data.kinds, data.clip_bytes, data.stores_videos)
+    if clip_bytes is None and data.clip_bytes is None and measured_clip_bytes is not None:
+        clip_bytes = measured_clip_bytes
+        notes.append(f"a clip has {clip_bytes / 1e3:.3g} kB, as the data that were measured (--clip-bytes)")
     if clip_bytes is not None:
         data = Data(data.steps_per_epoch, data.kinds, clip_bytes, data.stores_videos)
     if data.steps_per_epoch is None:
@@ -132,6 +141,8 @@ def _data(config: RunConfig, notes: list[str]) -> Data:
     except (ShardError, FetchError) as error:
         notes.append(f"the data are not there ({str(error).splitlines()[0]})")
     named = {source.kind for source in stream.sources if source.kind} or {"video"}
+    if len(named) > 1:
+        notes.append(f"as many steps are of each kind ({', '.join(sorted(named))})")
     return Data(None, {kind: 1 / len(named) for kind in sorted(named)}, None)
 
 

@@ -7,6 +7,7 @@ from alpro_launch.forecast.collectives import FLOAT_BYTES, Links
 from alpro_launch.forecast.devices import (
     CALL_S,
     COMPILED_SHARE,
+    CONTEXT_BYTES,
     HERE,
     LATENCY_S,
     SHARE_OF_LINK,
@@ -15,16 +16,17 @@ from alpro_launch.forecast.devices import (
     Device,
     is_of,
 )
+from alpro_launch.forecast.facts import Data
 from alpro_launch.forecast.measured import Measured
-from alpro_launch.forecast.rates import AssumedRates, MeasuredRates, Rates
+from alpro_launch.forecast.rates import AssumedRates, Rates
 from alpro_stream.errors import ConfigError
 from alpro_stream.run import RunConfig
 
 _ADAMW_BYTES = 7 * FLOAT_BYTES
 """Of a parameter: reads it, its gradient and two moments, and writes all but the gradient."""
-_CLIP_S = {"none": 1.3e-3, "published": 2.0e-3, "increasing": 2.0e-3}
-"""Of a core for a clip of four stored frames: benchmarks/results/stream.json, on an AMD EPYC."""
-_VIDEO_S = 41e-3
+CLIP_S = {"none": 1.3e-3, "published": 2.0e-3, "increasing": 2.0e-3}
+"""Of a core for a clip of four stored frames: benchmarks/results/stream.json, on an AMD EPYC; a test compares them."""
+VIDEO_S = 41e-3
 """Of a core for a clip out of a stored video of 640 x 360: the same file."""
 _CLIP_FRAMES = 4
 
@@ -35,7 +37,8 @@ class Machine:
 
     Attributes:
         name: for people.
-        rates: of forward, backward and labels.
+        rates: of forward and backward.
+        label_rates: of the prompter, which may compute in another number format.
         update_s: of AdamW, for a parameter.
         update_tensor_s: of AdamW, for a tensor.
         links: between ranks; None where they are not known.
@@ -51,6 +54,7 @@ class Machine:
 
     name: str
     rates: Rates
+    label_rates: Rates
     update_s: float
     update_tensor_s: float
     links: Links | None
@@ -68,8 +72,8 @@ def gpu_machine(
     device: Device,
     config: RunConfig,
     measured: Measured,
+    data: Data,
     *,
-    stores_videos: bool = False,
     share: float | None = None,
     network_per_s: float | None = None,
 ) -> Machine:
@@ -79,7 +83,7 @@ def gpu_machine(
         device: of the table.
         config: of the run.
         measured: what replaces figures of the table.
-        stores_videos: whether whole videos are decoded.
+        data: that the run reads.
         share: of the peak, in place of the assumed one.
         network_per_s: of a node, in place of the table's.
 
@@ -100,25 +104,40 @@ def gpu_machine(
                 f"with --precision {engine.precision}"
             )
         share = measured.flops_per_s / peak
+        if share > 1:
+            raise ConfigError(
+                f"the step was measured with {measured.flops_per_s / 1e12:.4g} TFLOP/s, more than the "
+                f"{peak / 1e12:.4g} of {device.name} in {engine.precision}: it ran on something else"
+            )
     elif share is None:
         share = SHARE_OF_PEAK
         assumed.append(f"executed operations reach {share:g} of the peak in {engine.precision} (--share-of-peak)")
-    call_s = CALL_S * (COMPILED_SHARE if engine.compile else 1)
+    call_s = _call_s(engine.compile)
     assumed.append(f"starting an operation takes {1e6 * call_s:.3g} us")
+    label_rates = rates = AssumedRates(peak, share, call_s)
+    if config.uses_pem and config.prompter is not None:
+        precision = config.prompter.precision
+        label_rates = AssumedRates(device.peak_per_s[precision], share, _call_s(config.prompter.compile))
+        assumed.append(f"the prompter reaches the same share of the peak, in {precision}")
     network = device.network_per_s * SHARE_OF_LINK if network_per_s is None else network_per_s
     if network_per_s is None:
         assumed.append(
             f"a node has {device.network_per_s / 1e9:g} GB/s to the others, as {device.sources['network_per_s']} "
             "(--network-gb-per-s)"
         )
+    assumed.append(f"a GPU has {device.link_per_s / 1e9:g} GB/s to the others of its node ({device.link})")
     assumed.append(f"large collectives reach {SHARE_OF_LINK:g} of a link, small ones start in {1e6 * LATENCY_S:g} us")
+    assumed.append(f"AdamW reaches {SHARE_OF_MEMORY:g} of the memory's {device.memory_per_s / 1e9:,.0f} GB/s")
+    assumed.append(f"CUDA takes {CONTEXT_BYTES / 1e9:g} GB of the memory for each process")
+    decode_s = _decode_s(config, measured, data, assumed)
     return Machine(
         name=device.name,
-        rates=AssumedRates(peak, share, call_s),
+        rates=rates,
+        label_rates=label_rates,
         update_s=_ADAMW_BYTES / (SHARE_OF_MEMORY * device.memory_per_s),
         update_tensor_s=0.0,
         links=Links(SHARE_OF_LINK * device.link_per_s, network, LATENCY_S),
-        decode_s=_decode_s(config, measured, stores_videos),
+        decode_s=decode_s,
         rest_s=measured.rest_s or 0.0,
         peak_per_s=peak,
         memory_bytes=device.memory_bytes,
@@ -127,50 +146,55 @@ def gpu_machine(
     )
 
 
-def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, stores_videos: bool = False) -> Machine:
+def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data: Data) -> Machine:
     """The machine that was measured, or many like it.
 
     Args:
         config: of the run.
         measured: with rates of a machine.
         num_ranks: of a node.
-        stores_videos: whether whole videos are decoded.
+        data: that the run reads.
 
     Raises:
-        ConfigError: no rates of a machine, or none of a GPU that is not in the table.
+        ConfigError: no rates of a machine, or those of a GPU, or in another number format than the run's.
     """
     if not measured.parts and measured.step_rates is None:
         what = "a GPU, whose name in the table is wanted" if measured.flops_per_s else "no machine"
         raise ConfigError(
             f"--gpu {HERE}: the measured rates are of {what}; give the results of `alpro bench forecast --json FILE`"
         )
-    decode_s = _decode_s(config, measured, stores_videos)
+    _check_format(measured, config)
+    assumed: list[str] = []
     if not measured.parts:
         assert measured.step_rates is not None
+        assumed.append("AdamW reaches the bandwidth of other operations")
         return Machine(
             name=measured.machine,
             rates=measured.step_rates,
+            label_rates=measured.step_rates,
             update_s=_ADAMW_BYTES / measured.step_rates.bytes_per_s,
             update_tensor_s=0.0,
             links=None,
-            decode_s=decode_s,
+            decode_s=_decode_s(config, measured, data, assumed),
             rest_s=measured.rest_s or 0.0,
             shares_cores=True,
             cores_per_rank=max(1.0, measured.num_cores / num_ranks),
             save_per_s=measured.save_per_s,
-            assumed=["AdamW reaches the bandwidth of other operations"],
+            assumed=assumed,
         )
     nearest = min(measured.parts, key=lambda number: abs(number - num_ranks))
     parts = measured.parts[nearest]
-    assumed = []
     if nearest != num_ranks:
         assumed.append(f"{num_ranks} ranks of a node have the rates that were measured with {nearest}")
-    if not measured.clip_s and not stores_videos:
-        decode_s = parts.frame_s * config.model.video.num_frames
+    if measured.clip_s or data.stores_videos:
+        decode_s = _decode_s(config, measured, data, assumed)
+    else:
+        decode_s = parts.frame_s * _frames(config, data)
     links = parts.links or next((other.links for other in measured.parts.values() if other.links), None)
     return Machine(
         name=measured.machine,
-        rates=_for_format(parts.rates, config),
+        rates=parts.rates,
+        label_rates=parts.rates,
         update_s=parts.update_s,
         update_tensor_s=parts.update_tensor_s,
         links=links,
@@ -183,20 +207,40 @@ def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, stor
     )
 
 
-def _for_format(rates: MeasuredRates, config: RunConfig) -> MeasuredRates:
-    if config.train.engine.precision == "bf16":
-        raise ConfigError(
-            "the rates were measured in fp32, and the run computes in bf16: add train.engine.precision=fp32"
-        )
-    return rates
+def _check_format(measured: Measured, config: RunConfig) -> None:
+    """Refuses rates of another number format than that of the run or of its prompter."""
+    was = measured.precision or "fp32"  # The parts of `bench forecast` are measured in it.
+    formats = {"train.engine.precision": config.train.engine.precision}
+    if config.uses_pem and config.prompter is not None:
+        formats["prompter.precision"] = config.prompter.precision
+    for key, wanted in formats.items():
+        if wanted != was:
+            raise ConfigError(
+                f"the rates were measured in {was}, and the run computes in {wanted}: add {key}={was} to forecast that"
+            )
 
 
-def _decode_s(config: RunConfig, measured: Measured, stores_videos: bool) -> float | None:
-    """Seconds of a core for a clip; of more frames in proportion."""
+def _call_s(compiled: bool) -> float:
+    return CALL_S * (COMPILED_SHARE if compiled else 1)
+
+
+def _decode_s(config: RunConfig, measured: Measured, data: Data, assumed: list[str]) -> float | None:
+    """Seconds of a core for a sample; of more frames in proportion. Adds to `assumed` what is not measured."""
     if config.stream.decode.device == "mixed":
         return None
-    if stores_videos:
-        return measured.video_s or _VIDEO_S
-    augment = config.stream.augment
-    each = measured.clip_s.get(augment) or _CLIP_S[augment]
-    return each * config.model.video.num_frames / _CLIP_FRAMES
+    if data.stores_videos:
+        each, known, whole = measured.video_s or VIDEO_S, measured.video_s, "a clip out of a stored video"
+    else:
+        augment = config.stream.augment
+        known = measured.clip_s.get(augment)
+        each = (known or CLIP_S[augment]) * _frames(config, data) / _CLIP_FRAMES
+        whole = "a sample of stored frames"
+    if known is None:
+        assumed.append(f"{whole} takes {1e3 * each:.3g} ms of a core (--measured with results of stream)")
+    return each
+
+
+def _frames(config: RunConfig, data: Data) -> float:
+    """That are decoded of a sample on average; an image is one."""
+    num_frames = config.model.video.num_frames
+    return sum(share * (1 if kind == "image" else num_frames) for kind, share in data.kinds.items())

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
 from alpro_launch.forecast.devices import Precision
 from alpro_launch.forecast.parts import Parts, parts_of
 from alpro_launch.forecast.rates import MeasuredRates, fitted_rates
@@ -25,7 +27,7 @@ from alpro_stream.model.operations import pretraining_operations
 from alpro_stream.run import RunConfig
 
 READ = ("forecast", "step", "stream", "decode", "end_to_end", "checkpoint")
-_STEP_TOKENS, _STEP_WORDS, _STEP_ENTITIES, _STEP_BATCH = 30, 30522, 1000, 4
+_STEP_TOKENS, _STEP_WORDS, _STEP_ENTITIES = 30, 30522, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class Measured:
         parts: by number of ranks.
         step_rates: of a CPU, from `step`.
         flops_per_s: of a GPU, executed at the published size.
-        precision: number format of that.
+        precision: number format in which rates were measured.
         clip_s: of a core for a clip of four stored frames, by augmentation.
         video_s: of a core for a clip out of a stored video.
         clip_bytes: read of a clip.
@@ -63,6 +65,79 @@ class Measured:
     taken: Sequence[str] = ()
 
 
+class _Row(BaseModel):
+    """A line of results; numbers that were not finite are null in the files."""
+
+    name: str
+    value: FiniteFloat | None = None
+    limit: FiniteFloat | None = None
+    details: dict[str, FiniteFloat | None] = {}
+
+
+class _Gpu(BaseModel):
+    name: str
+
+
+class _Where(BaseModel):
+    cpu: str
+    num_cores: float = Field(gt=0)
+    gpus: list[_Gpu]
+
+
+class _Result(BaseModel):
+    """What `benchmarks/harness.py` writes, as far as it is read here."""
+
+    benchmark: str
+    machine: _Where
+    rows: list[_Row]
+    content: dict[str, Any] = {}
+
+    def value(self, name: str) -> float:
+        """Of a row.
+
+        Raises:
+            KeyError: there is no such row, or it has no value.
+        """
+        return _known(name, self._row(name).value)
+
+    def detail(self, name: str, key: str) -> float:
+        """Of what stands beside the value of a row.
+
+        Raises:
+            KeyError: there is no such row or detail.
+        """
+        return _known(f"{name}: {key}", self._row(name).details.get(key))
+
+    def limit(self, name: str) -> float:
+        """Of a row.
+
+        Raises:
+            KeyError: there is no such row, or it has no limit.
+        """
+        return _known(f"{name}: limit", self._row(name).limit)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a row."""
+        return any(row.name == name for row in self.rows)
+
+    def _row(self, name: str) -> _Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+
+def _known(name: str, value: float | None) -> float:
+    """A time or a rate, which is above zero.
+
+    Raises:
+        KeyError: it is neither.
+    """
+    if value is None or value <= 0:
+        raise KeyError(name)
+    return value
+
+
 def read_measured(paths: Sequence[Path]) -> Measured:
     """What the files say together; of two that say the same, the later one.
 
@@ -74,13 +149,14 @@ def read_measured(paths: Sequence[Path]) -> Measured:
     taken: list[str] = []
     for path in paths:
         result = _read(path)
-        machine, gpus = _machine(result, path)
-        name = result["benchmark"]
+        name, gpus = result.benchmark, [gpu.name for gpu in result.machine.gpus]
+        machine = f"{result.machine.num_cores:g} cores ({result.machine.cpu})"
+        machine += f" with {', '.join(gpus)}" if gpus else ""
         try:
-            new = _TAKE[name]({row["name"]: row for row in result["rows"]}, bool(gpus))
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+            new = _TAKE[name](result)
+        except KeyError as error:
             raise ConfigError(
-                f"{path}: results of {name} without {error}: measured by another version, or cut short; run "
+                f"{path}: results of {name} without a usable {error}: measured by another version, or cut short; run "
                 f"`alpro bench {name} --json FILE` again"
             ) from error
         if name in ("forecast", "step"):  # The others are the same on machines that differ in their GPU.
@@ -89,68 +165,66 @@ def read_measured(paths: Sequence[Path]) -> Measured:
                     f"{path} was measured on {machine}, and a file before it on {found['machine']}: rates of one "
                     "forecast are from one machine; leave one of them out"
                 )
-            found |= {"machine": machine, "gpus": gpus, "num_cores": float(result["machine"]["num_cores"])}
+            found |= {"machine": machine, "gpus": gpus, "num_cores": result.machine.num_cores}
         found |= new
         taken.append(f"{name}: {', '.join(sorted(new))} ({path}, {machine})")
     return Measured(**found, taken=tuple(taken))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Result:
     try:
-        result: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--measured {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"--measured {path} is no JSON: {error}") from error
-    rows = result.get("rows") if isinstance(result, dict) else None
-    is_result = isinstance(rows, list) and all(isinstance(row, dict) and "name" in row for row in rows)
-    if not isinstance(result, dict) or not is_result or "benchmark" not in result:
-        raise ConfigError(f"--measured {path} holds no results; make them with `alpro bench NAME --json FILE`")
-    if result["benchmark"] not in _TAKE:
+    name = values.get("benchmark") if isinstance(values, dict) else None
+    if isinstance(name, str) and name not in _TAKE:
         raise ConfigError(
-            f"--measured {path}: results of {result['benchmark']}, which say nothing about a step; those of "
-            f"{', '.join(READ)} do"
+            f"--measured {path}: results of {name}, which say nothing about a step; those of {', '.join(READ)} do"
         )
-    return result
-
-
-def _machine(result: Mapping[str, Any], path: Path) -> tuple[str, list[str]]:
-    machine = result.get("machine")
-    if not isinstance(machine, dict) or not {"cpu", "num_cores", "gpus"} <= machine.keys():
+    try:
+        return _Result.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(
-            f"--measured {path} does not say on which machine; make it with `alpro bench NAME --json FILE`"
-        )
-    gpus = [str(gpu["name"]) for gpu in machine["gpus"]]
-    name = f"{machine['num_cores']:g} cores ({machine['cpu']})"
-    return name + (f" with {', '.join(gpus)}" if gpus else ""), gpus
+            f"--measured {path} holds no results ({where}: {first['msg']}); make them with `alpro bench NAME --json "
+            "FILE`"
+        ) from error
 
 
-def _forecast(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
-    parts = parts_of(rows.values())
+def _forecast(result: _Result) -> dict[str, Any]:
+    parts = parts_of({"name": row.name, "value": row.value} for row in result.rows if row.value is not None)
     if not parts:
         raise KeyError("parts")
-    return {"parts": parts}
+    return {"parts": parts, "precision": "fp32"}
 
 
-def _step(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
-    """At the published size, which is checked by its operations; the batch is the benchmark's own."""
+def _step(result: _Result) -> dict[str, Any]:
+    """At the published size, which is checked by its operations."""
     model, heads = ModelConfig(), Heads.of("pretrain", _STEP_ENTITIES)
     operations = pretraining_operations(model, _STEP_TOKENS, _STEP_WORDS, heads).step
-    measured = rows["operations of a sample"]["value"] * 1e9
+    measured = result.value("operations of a sample") * 1e9
     if abs(measured / operations - 1) > 0.01:
         raise ConfigError(
             f"the step that was measured has {measured / 1e9:.4g} GFLOP a sample, and the published one "
             f"{operations / 1e9:.4g}: measure it without --small"
         )
-    work, per_s = _published_work(), float(rows["samples"]["value"])
-    if on_gpu:
-        # The utilisation is only given where the peak is known, and that is in bf16.
-        return {"flops_per_s": work.flops / _STEP_BATCH * per_s, "precision": "bf16" if "MFU" in rows else "fp32"}
-    products = {model.video.width: rows["operations"]["limit"] * 1e9}
-    return {"step_rates": fitted_rates(products, [(work, model.video.width, _STEP_BATCH / per_s)])}
+    precision, batch = result.content.get("precision"), result.content.get("batch")
+    if precision not in ("fp32", "bf16"):
+        raise KeyError("content: precision")
+    if not isinstance(batch, int) or batch < 1:
+        raise KeyError("content: batch")
+    work, per_s = _published_work(batch), result.value("samples")
+    if result.machine.gpus:
+        return {"flops_per_s": work.flops / batch * per_s, "precision": precision}
+    products = {model.video.width: result.limit("operations") * 1e9}
+    rates = fitted_rates(products, [(work, model.video.width, batch / per_s)])
+    return {"step_rates": rates, "precision": precision}
 
 
-def _published_work() -> Work:
+def _published_work(batch: int) -> Work:
     """Of the step that `benchmarks/step.py` measures."""
     config = RunConfig.model_validate(
         {
@@ -161,39 +235,42 @@ def _published_work() -> Work:
         }
     )
     sizes = Sizes(_STEP_WORDS, _STEP_ENTITIES, 0, config.model)
-    work = work_of(config, sizes, {"video": 1.0}).of("video", _STEP_BATCH)
+    work = work_of(config, sizes, {"video": 1.0}).of("video", batch)
     return work.forward + work.backward + work.labels
 
 
 _CLIP_ROWS = {"": "none", ", published augmentation": "published", ", increasing augmentation": "increasing"}
 
 
-def _cpu_s(rows: Mapping[str, Any], name: str) -> float:
-    return float(rows[name]["details"]["CPU ms/clip"]) / 1e3
+def _cpu_s(result: _Result, name: str) -> float:
+    return result.detail(name, "CPU ms/clip") / 1e3
 
 
-def _decode(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+def _decode(result: _Result) -> dict[str, Any]:
     names = {augment: f"libjpeg-turbo{suffix}" for suffix, augment in _CLIP_ROWS.items()}
-    return {"clip_s": {augment: _cpu_s(rows, name) for augment, name in names.items() if name in rows}}
+    return {"clip_s": {augment: _cpu_s(result, name) for augment, name in names.items() if result.has(name)}}
 
 
-def _stream(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+def _stream(result: _Result) -> dict[str, Any]:
     names = {augment: f"stream, libjpeg-turbo{suffix}" for suffix, augment in _CLIP_ROWS.items()}
     videos = "stream, stored videos"
     return {
-        "clip_s": {augment: _cpu_s(rows, name) for augment, name in names.items() if name in rows},
-        "clip_bytes": float(rows[names["none"]]["details"]["kB/clip"]) * 1e3,
-        **({"video_s": _cpu_s(rows, videos)} if videos in rows else {}),
+        "clip_s": {augment: _cpu_s(result, name) for augment, name in names.items() if result.has(name)},
+        "clip_bytes": result.detail(names["none"], "kB/clip") * 1e3,
+        **({"video_s": _cpu_s(result, videos)} if result.has(videos) else {}),
     }
 
 
-def _end_to_end(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
-    return {"rest_s": max(0.0, float(rows["rest"]["value"]) / 1e3)}
+def _end_to_end(result: _Result) -> dict[str, Any]:
+    row = next((row for row in result.rows if row.name == "rest"), None)
+    if row is None or row.value is None:
+        raise KeyError("rest")
+    return {"rest_s": max(0.0, row.value / 1e3)}  # A difference: noise may have made it negative.
 
 
-def _checkpoint(rows: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+def _checkpoint(result: _Result) -> dict[str, Any]:
     """The slowest of the sizes that were saved."""
-    rates = [float(row["value"]) for name, row in rows.items() if name.startswith("save, ")]
+    rates = [result.value(row.name) for row in result.rows if row.name.startswith("save, ")]
     if not rates:
         raise KeyError("save")
     return {"save_per_s": min(rates) * 1e6}

@@ -17,15 +17,11 @@ from alpro_launch.forecast.work import RunWork
 from alpro_launch.restart import allowed_ranks
 from alpro_stream.errors import ConfigError
 from alpro_stream.manifest import Kind
-from alpro_stream.model.alpro import Heads
-from alpro_stream.model.operations import (
-    answering_operations,
-    contrastive_operations,
-    pretraining_operations,
-    retrieval_operations,
-)
+from alpro_stream.model.operations import step_operations
 from alpro_stream.run import RunConfig
 
+DECODING, SHARED_DECODING, READING, REST = "decoding", "decoding on the same cores", "reading", "rest"
+"""Names of parts."""
 # Facts of a batch, two features, counts, and three words that ranks give each other between steps.
 _NUM_COLLECTIVES = 7
 
@@ -127,18 +123,18 @@ def layout_of(config: RunConfig, num_nodes: int, ranks_per_node: int) -> Layout:
     return Layout(num_ranks, ranks_per_node, stream.global_batch, engine.num_micro_batches)
 
 
-def step_operations(config: RunConfig, facts: Facts, kind: Kind) -> float:
+def sample_operations(config: RunConfig, facts: Facts, kind: Kind) -> float:
     """Floating point operations of a sample, as the method counts them and as `metrics.jsonl` has them."""
-    model, num_tokens, sizes = config.model, config.stream.text.num_tokens, facts.sizes
-    frames = 1 if kind == "image" and model.video.still == "once" else None
-    if config.task == "prompter":
-        return contrastive_operations(model, num_tokens, frames).step
-    if config.task == "retrieval":
-        return retrieval_operations(model, num_tokens, frames).step
-    if config.task == "question_answering":
-        return answering_operations(model, num_tokens, sizes.num_answers, frames).step
-    heads = Heads.of("pretrain", sizes.num_entities)
-    return pretraining_operations(model, num_tokens, sizes.vocab_size, heads, frames).step
+    return step_operations(
+        config.task,
+        config.model,
+        config.stream.text.num_tokens,
+        vocab_size=facts.sizes.vocab_size,
+        num_entities=facts.sizes.num_entities,
+        num_answers=facts.sizes.num_answers,
+        is_image=kind == "image",
+        frozen=config.frozen,
+    )
 
 
 def forecast_step(
@@ -171,12 +167,12 @@ def forecast_step(
             parts[name] = parts.get(name, 0.0) + share * spent
             flops += share * executed
             waits += [waiting] if name == "forward" else []
-        operations += share * layout.rank_batch * step_operations(config, facts, kind)
+        operations += share * layout.rank_batch * sample_operations(config, facts, kind)
     parts["update"] = _update_s(config, work, machine, layout)
     traffic = _traffic(config, work, layout)
     parts["gradients between ranks"], parts["features between ranks"] = _exchange_s(traffic, machine, layout)
-    parts["rest"] = machine.rest_s
-    parts |= _decoding_between(config, machine, layout)
+    parts[REST] = machine.rest_s
+    parts |= _decoding_between(config, facts, machine, layout)
     beside = _beside(config, facts, machine, layout, storage_per_s)
     step_s = max([sum(parts.values()), *beside.values()])
     peak = machine.peak_per_s
@@ -207,11 +203,12 @@ def _computing(
         # Of the whole batch of a rank at once.
         "labels": work.of(kind, layout.rank_batch).labels,
     }
-    return {
-        name: (machine.rates.seconds(part, width), part.flops, machine.rates.waits_for_calls(part, width))
-        for name, part in parts.items()
-        if part.calls
-    }
+    found = {}
+    for name, part in parts.items():
+        rates = machine.label_rates if name == "labels" else machine.rates
+        if part.calls:
+            found[name] = (rates.seconds(part, width), part.flops, rates.waits_for_calls(part, width))
+    return found
 
 
 def _update_s(config: RunConfig, work: RunWork, machine: Machine, layout: Layout) -> float:
@@ -239,14 +236,15 @@ def _exchange_s(traffic: Traffic, machine: Machine, layout: Layout) -> tuple[flo
     return seconds(traffic, machine.links, layout.num_ranks, layout.num_nodes)
 
 
-def _decoding_between(config: RunConfig, machine: Machine, layout: Layout) -> dict[str, float]:
+def _decoding_between(config: RunConfig, facts: Facts, machine: Machine, layout: Layout) -> dict[str, float]:
     """What decoding takes from the trainer: all of it without workers, and its share of cores that do both."""
     if machine.decode_s is None:
         return {}
     spent = layout.rank_batch * machine.decode_s
     if not config.stream.decode.num_workers:
-        return {"decoding": spent}
-    return {"decoding on the same cores": spent / machine.cores_per_rank} if machine.shares_cores else {}
+        # Whole videos are decoded by processes all the same, for which the trainer waits then.
+        return {DECODING: spent / (config.stream.decode.num_processes if facts.data.stores_videos else 1)}
+    return {SHARED_DECODING: spent / machine.cores_per_rank} if machine.shares_cores else {}
 
 
 def _beside(
@@ -255,10 +253,10 @@ def _beside(
     beside = {}
     decode = config.stream.decode
     workers = decode.num_processes if facts.data.stores_videos else decode.num_workers
-    if machine.decode_s is not None and workers:
-        beside["decoding"] = layout.rank_batch * machine.decode_s / workers
+    if machine.decode_s is not None and decode.num_workers:
+        beside[DECODING] = layout.rank_batch * machine.decode_s / workers
     if storage_per_s and facts.data.clip_bytes:
-        beside["reading"] = layout.global_batch * facts.data.clip_bytes / storage_per_s
+        beside[READING] = layout.global_batch * facts.data.clip_bytes / storage_per_s
     return beside
 
 
