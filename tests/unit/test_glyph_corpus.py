@@ -108,6 +108,13 @@ def test_a_long_tail_makes_first_nouns_frequent() -> None:
     assert first > 4 * last
 
 
+def test_of_each_clip_different_kinds_of_questions_are_asked() -> None:
+    for clip in clips_of(_config(kind="turns"), "train"):
+        kinds = {" ".join(question.split()[:2]) for question, _ in questions(clip.scene)}
+        asked = {" ".join(question.split()[:2]) for question, _ in clip.questions}
+        assert len(asked) == min(len(kinds), len(clip.questions)), clip.questions
+
+
 @pytest.mark.parametrize("kind", _KINDS)
 def test_everything_that_is_said_is_true(kind: str) -> None:
     config = _config(kind=kind)

@@ -16,7 +16,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -149,9 +150,19 @@ def clips_of(config: CorpusConfig, split: Split) -> Iterator[Clip]:
                 + ", or set repeat_captions=true"
             )
         seen.add(caption)
-        asked = questions(scene, config.num_colours)
-        chosen = random.sample(asked, min(config.questions_per_clip, len(asked)))
-        yield Clip(f"{split}-{number:06}", split, number, scene, caption, tuple(chosen))
+        asked = _one_of_each_kind_first(random, questions(scene, config.num_colours))
+        yield Clip(f"{split}-{number:06}", split, number, scene, caption, asked[: config.questions_per_clip])
+
+
+def _one_of_each_kind_first(random: Random, asked: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Shuffled; else counts and colours, of which a clip has many, would be most of what is asked."""
+    before = Counter[str]()
+    ranked = list[tuple[int, tuple[str, str]]]()
+    for question, answer in random.sample(asked, len(asked)):
+        kind = " ".join(question.split()[:2])
+        ranked.append((before[kind], (question, answer)))
+        before[kind] += 1
+    return tuple(pair for _, pair in sorted(ranked, key=lambda ranked: ranked[0]))
 
 
 def split_of(noun: int, colour: int, held_out: int) -> Split:
