@@ -82,7 +82,7 @@ class CorpusConfig(Config):
     cell_px: int = Field(default=16, ge=TILE_SIDE, multiple_of=TILE_SIDE)
     """Side of an object's cell in pixels; a frame is four cells wide."""
     questions_per_clip: int = Field(default=4, ge=1)
-    """Questions with answers of each clip, of all that can be asked."""
+    """Questions with answers of each clip: of all that can be asked, one of each kind before a second of any."""
     scene: SceneConfig = SceneConfig()
     """What may happen."""
     captions: CaptionConfig = CaptionConfig()
