@@ -18,6 +18,7 @@ README = Path("README.md")
 DECODING = Path("docs/decoding.md")
 ABLATION = Path("docs/ablation.md")
 PERFORMANCE = Path("docs/performance.md")
+FORECAST = Path("docs/forecast.md")
 STREAM_CHART, STEP_CHART = Path("docs/stream.svg"), Path("docs/step.svg")
 ABLATIONS = ("losses", "frames", "motion", "questions", "pem", "prompts", "entities")
 """In the order of the page; those that were run."""
@@ -95,6 +96,26 @@ def performance(results: Results) -> str:
     )
 
 
+def forecast(results: Results) -> str:
+    """Forecast steps beside those that were made, and the error of all."""
+    if "forecast" not in results:
+        return "Not measured yet."
+    found = results["forecast"]
+    machine, values = found["machine"], _values(found)
+    lines = [
+        f"On {machine['num_cores']:g} cores ({machine['cpu']}): off by {number(values['error, median'])} % in the "
+        f"median, by {number(values['error, largest'])} % at the most.",
+        "",
+        "| training | forecast, ms | measured, ms | forecast over measured | by products alone |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        if "by products alone" in row.get("details", {}):
+            cells = [row["name"], number(row["value"]), number(row["limit"]), f"{row['ratio']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} | {row['details']['by products alone']:.2f} |")
+    return "\n".join(lines)
+
+
 def stream_title(results: Results) -> str:
     """Of the chart."""
     return f"Clips a second into the training process, {results['stream']['machine']['num_cores']:g} cores"
@@ -130,6 +151,7 @@ def current() -> dict[Path, str]:
         DECODING: tables(results),
         ABLATION: "\n\n".join(map(_ablation, ablations)),
         PERFORMANCE: performance(results),
+        FORECAST: forecast(results),
     }
     documents = {path: fill(path.read_text(encoding="utf-8"), text) for path, text in texts.items()}
     charts = {ABLATION.with_name(_chart_name(one)): ablation_chart(one) for one in ablations if len(one["seeds"]) > 1}
