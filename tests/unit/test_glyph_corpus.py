@@ -115,6 +115,15 @@ def test_of_each_clip_different_kinds_of_questions_are_asked() -> None:
         assert len(asked) == min(len(kinds), len(clip.questions)), clip.questions
 
 
+def test_only_what_is_wanted_is_asked_and_nothing_else_changes() -> None:
+    config, some = _config(kind="turns"), _config(kind="turns", asked=("where is", "how many"))
+    for clip, other in zip(clips_of(config, "train"), clips_of(some, "train"), strict=True):
+        assert (clip.scene, clip.caption) == (other.scene, other.caption)
+        possible = {one for one in questions(clip.scene) if one[0].startswith(("where is", "how many"))}
+        assert set(other.questions) <= possible
+        assert len(other.questions) == min(config.questions_per_clip, len(possible))
+
+
 @pytest.mark.parametrize("kind", _KINDS)
 def test_everything_that_is_said_is_true(kind: str) -> None:
     config = _config(kind=kind)

@@ -83,6 +83,8 @@ class CorpusConfig(Config):
     """Side of an object's cell in pixels; a frame is four cells wide."""
     questions_per_clip: int = Field(default=4, ge=1)
     """Questions with answers of each clip: of all that can be asked, one of each kind before a second of any."""
+    asked: tuple[str, ...] = ()
+    """Beginnings of the questions that are asked, such as `where is`; nothing: all."""
     scene: SceneConfig = SceneConfig()
     """What may happen."""
     captions: CaptionConfig = CaptionConfig()
@@ -150,7 +152,10 @@ def clips_of(config: CorpusConfig, split: Split) -> Iterator[Clip]:
                 + ", or set repeat_captions=true"
             )
         seen.add(caption)
-        asked = _one_of_each_kind_first(random, questions(scene, config.num_colours))
+        wanted = [
+            one for one in questions(scene, config.num_colours) if not config.asked or one[0].startswith(config.asked)
+        ]
+        asked = _one_of_each_kind_first(random, wanted)
         yield Clip(f"{split}-{number:06}", split, number, scene, caption, asked[: config.questions_per_clip])
 
 
