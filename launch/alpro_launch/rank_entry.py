@@ -45,8 +45,8 @@ def run_rank(work: Callable[[], int], say_interrupted: Callable[[], None] = lamb
 def leave(status: int) -> NoReturn:
     """Ends this process as it is, what it has said included.
 
-    The end of the interpreter would meet the threads of torch's process group, and now and then abort: an evaluation
-    that was done, or had failed for a reason it had told, then had another status.
+    The end of the interpreter would meet the threads of torch's process group, and now and then abort: what was done,
+    or had failed for a reason it had told, then had another status.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # Nobody reads any more.

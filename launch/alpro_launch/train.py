@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from alpro_launch.launch_log import logged_in_slurm
 from alpro_launch.processes import end_with_parent
-from alpro_launch.rank_entry import is_first_rank, run_rank
+from alpro_launch.rank_entry import is_first_rank, leave, run_rank
 from alpro_launch.topology import Topology, take_place
 from alpro_stream.config import load_config
 from alpro_stream.exit_status import INTERRUPTED, PREEMPTED
@@ -110,4 +110,4 @@ if __name__ == "__main__":
     # Until there is something to save: importing takes seconds.
     for request_to_end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(request_to_end, _end_before_it_began)
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

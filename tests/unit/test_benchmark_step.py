@@ -8,7 +8,7 @@ import torch
 from alpro_stream.errors import ConfigError
 from alpro_stream.losses.objective import GlobalCounts, GlobalFeatures, SoftLabels, count_local, same_pairs
 from benchmarks import literal
-from benchmarks.step import Step
+from benchmarks.step import Step, rows
 
 ARGUMENTS = argparse.Namespace(batch=3, precision="fp32", small=True, compile=False)
 
@@ -67,4 +67,4 @@ def test_literal_negatives_are_never_the_own_one():
 
 def test_a_batch_of_one_is_refused():
     with pytest.raises(ConfigError, match="--batch 1"):
-        Step(argparse.Namespace(**vars(ARGUMENTS) | {"batch": 1}))
+        rows(argparse.Namespace(**vars(ARGUMENTS) | {"batch": 1}))
