@@ -98,7 +98,7 @@ class _Result(BaseModel):
         Raises:
             KeyError: there is no such row, or it has no value.
         """
-        return _known(name, self._row(name).value)
+        return _known(name, self.row(name).value)
 
     def detail(self, name: str, key: str) -> float:
         """Of what stands beside the value of a row.
@@ -106,7 +106,7 @@ class _Result(BaseModel):
         Raises:
             KeyError: there is no such row or detail.
         """
-        return _known(f"{name}: {key}", self._row(name).details.get(key))
+        return _known(f"{name}: {key}", self.row(name).details.get(key))
 
     def limit(self, name: str) -> float:
         """Of a row.
@@ -114,13 +114,18 @@ class _Result(BaseModel):
         Raises:
             KeyError: there is no such row, or it has no limit.
         """
-        return _known(f"{name}: limit", self._row(name).limit)
+        return _known(f"{name}: limit", self.row(name).limit)
 
     def has(self, name: str) -> bool:
         """Whether there is such a row."""
         return any(row.name == name for row in self.rows)
 
-    def _row(self, name: str) -> _Row:
+    def row(self, name: str) -> _Row:
+        """One of them.
+
+        Raises:
+            KeyError: there is no such row.
+        """
         for row in self.rows:
             if row.name == name:
                 return row
@@ -262,10 +267,10 @@ def _stream(result: _Result) -> dict[str, Any]:
 
 
 def _end_to_end(result: _Result) -> dict[str, Any]:
-    row = next((row for row in result.rows if row.name == "rest"), None)
-    if row is None or row.value is None:
+    value = result.row("rest").value
+    if value is None:
         raise KeyError("rest")
-    return {"rest_s": max(0.0, row.value / 1e3)}  # A difference: noise may have made it negative.
+    return {"rest_s": max(0.0, value / 1e3)}  # A difference: noise may have made it negative.
 
 
 def _checkpoint(result: _Result) -> dict[str, Any]:
