@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from object_server import CREDENTIALS, FaultProxy, answer, cut, reset, running, s3_server, stall
@@ -42,27 +43,35 @@ def proxy(s3_port, monkeypatch):
 
 
 @pytest.fixture
-def cache(tmp_path):
-    cache = ShardCache(CacheConfig(folder=tmp_path / "cache", max_bytes=900_000, num_fetches=2), FETCH)
-    yield cache
-    cache.close()
+def config(tmp_path):
+    return CacheConfig(folder=tmp_path / "cache", max_bytes=900_000, num_fetches=2)
+
+
+@pytest.fixture
+def cache(config):
+    with closing(ShardCache(config, FETCH)) as cache:
+        yield cache
 
 
 def remote(number):
     return RemoteFile(join(PLACE, f"video-{number:06d}.tar"), hashlib.sha256(DATA[number]).hexdigest(), 200_000)
 
 
-def test_two_passes_through_a_bad_network_in_a_cache_of_half_the_size(proxy, cache):
+def test_two_passes_through_a_bad_network_in_a_cache_of_half_the_size(proxy, config):
     faults = [SLOW_DOWN, reset(700), cut(199_999), stall(500), answer(500), cut(0), SLOW_DOWN, reset(0)]
     proxy.faults = list(faults)
     order = [*range(8), *range(8)]
-    for position, number in enumerate(order):
-        cache.expect([remote(later) for later in order[position : position + 3]])
-        with os.fdopen(cache.open(remote(number)), "rb") as file:
-            assert file.read() == DATA[number]
+    # Which of two fetches meets which fault is chance: one file may meet them all.
+    patient = FETCH.model_copy(update={"attempts": len(faults) + 1})
+    with closing(ShardCache(config, patient)) as cache:
+        for position, number in enumerate(order):
+            cache.expect([remote(later) for later in order[position : position + 3]])
+            with os.fdopen(cache.open(remote(number)), "rb") as file:
+                assert file.read() == DATA[number]
+        fetched = cache.figures()["fetched_bytes"]
     assert not proxy.faults
     assert len(proxy.requests) <= len(order) + len(faults)
-    assert 8 * 200_000 <= cache.figures()["fetched_bytes"] <= len(order) * 200_000 + 200_000 * len(faults)
+    assert 8 * 200_000 <= fetched <= len(order) * 200_000 + 200_000 * len(faults)
 
 
 def test_missing_forbidden_and_throttled_are_told_apart(proxy, cache):
