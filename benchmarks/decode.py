@@ -11,7 +11,7 @@ from nvidia.dali import fn, pipeline_def, types
 from alpro_stream.stream.augment import Augment
 from alpro_stream.stream.crops import draw_view
 from alpro_stream.stream.dali import DaliDecoder
-from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameRequest
+from alpro_stream.stream.decode import DecodeConfig, FrameDecoder, FrameError, FrameRequest
 from alpro_stream.stream.jpeg import HeaderReader
 from alpro_stream.stream.turbo import TurboDecoder
 from benchmarks.corpus import (
@@ -102,7 +102,7 @@ def _requests(jpegs: Sequence[bytes], crop_scale: float, augment: Augment, kind:
 
 def _decode_all(decoder: FrameDecoder, requests: Sequence[FrameRequest]) -> None:
     """As the loader does it: each call is begun before the one in front of it is waited for."""
-    waiting: Callable[[], dict[int, str]] = dict
+    waiting: Callable[[], dict[int, FrameError]] = dict
     for start in range(0, len(requests), _CALL):
         part = requests[start : start + _CALL]
         room = decoder.empty((len(part), IMAGE_SIZE, IMAGE_SIZE, 3))

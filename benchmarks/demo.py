@@ -32,8 +32,13 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         whole_s = time.perf_counter() - started
         if status:
             raise AlproError(f"the demo ended with status {status}")
-        seconds = json.loads((Path(folder) / "seconds.json").read_text(encoding="utf-8"))
-        result = json.loads((Path(folder) / "evaluation/result.json").read_text(encoding="utf-8"))
+        return _rows(Path(folder), whole_s, memory.peak_gib)
+
+
+def _rows(folder: Path, whole_s: float, peak_gib: float) -> list[Row]:
+    """What the demo left in its folder, and what it cost."""
+    seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
+    result = json.loads((folder / "evaluation/result.json").read_text(encoding="utf-8"))
     stages = [Row(name=name, value=value, unit="s") for name, value in seconds.items()]
     recalls = [
         Row(
@@ -49,7 +54,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     return [
         Row(name="whole demo", value=whole_s, unit="s", target=Target(at_most=360)),
         *stages,
-        Row(name="memory of all processes", value=memory.peak_gib, unit="GiB", target=Target(at_most=6)),
+        Row(name="memory of all processes", value=peak_gib, unit="GiB", target=Target(at_most=6)),
         *recalls,
     ]
 

@@ -31,7 +31,7 @@ from torch.nn.functional import linear
 
 from alpro_launch.forecast.collectives import Links
 from alpro_launch.forecast.facts import Facts, read_facts
-from alpro_launch.forecast.machine import Machine, measured_machine
+from alpro_launch.forecast.machine import measured_machine
 from alpro_launch.forecast.measured import Measured
 from alpro_launch.forecast.parts import Parts, rows_of
 from alpro_launch.forecast.rates import fitted_rates, not_negative
@@ -164,7 +164,7 @@ def _rows(arguments: argparse.Namespace, folder: Path, num_ranks: int, num_cores
     num_steps = _WARMUP_STEPS + (5 if arguments.quick else 40)
     runs = {size: _Run(corpus, folder, size, num_ranks, num_cores, num_steps) for size in (*fitted, *checked)}
     taken = run_ranks(_measure, num_ranks, runs, fitted, arguments.quick, timeout_s=_TIMEOUT_S)[0]
-    parts = _parts(taken, [runs[size] for size in fitted], num_ranks, num_cores)
+    parts = _parts(taken, [runs[size] for size in fitted], num_ranks)
     found = [Row(name=name, value=value, unit=unit) for name, value, unit in rows_of(parts, num_ranks)]
     if taken.links:
         found.append(
@@ -180,7 +180,7 @@ def _rows(arguments: argparse.Namespace, folder: Path, num_ranks: int, num_cores
     for size in checked:
         run = runs[size]
         steps = Measurement(tuple(1e3 * step for step in taken.steps[size.name][_WARMUP_STEPS:]))
-        said = run.forecast(_machine(run.config, parts, num_ranks, num_cores))
+        said = run.forecast(parts)
         bare_s = said.flops / max(taken.products.values())
         errors.append(abs(1e3 * said.step_s / steps.median - 1))
         found.append(
@@ -201,7 +201,7 @@ class _Run:
     """A training of one size, and what a forecast knows of it."""
 
     def __init__(self, corpus: Path, folder: Path, size: Size, num_ranks: int, num_cores: int, num_steps: int) -> None:
-        self.size, self.num_ranks = size, num_ranks
+        self.size, self.num_ranks, self._num_cores = size, num_ranks, num_cores
         self.stage_one = folder / f"prompter-{size.image_size}-{size.patch_size}-{size.num_frames}-{size.width}"
         self.tree = _tree(corpus, folder / f"run-{size.name}", size, num_ranks, num_cores, num_steps)
         if size.task == "pretrain":
@@ -223,18 +223,15 @@ class _Run:
         facts = read_facts(config)
         return facts, work_of(config, facts.sizes, facts.data.kinds)
 
-    def forecast(self, machine: Machine) -> StepForecast:
-        """A step of it."""
+    def forecast(self, parts: Parts) -> StepForecast:
+        """A step of it, on a machine of these parts."""
         facts, work = self.known()
+        measured = Measured(machine="here", num_cores=self._num_cores, parts={self.num_ranks: parts})
+        machine = measured_machine(self.config, measured, self.num_ranks, facts.data)
         return forecast_step(self.config, facts, work, machine, layout_of(self.config, 1, self.num_ranks))
 
 
-def _machine(config: RunConfig, parts: Parts, num_ranks: int, num_cores: int) -> Machine:
-    measured = Measured(machine="here", num_cores=num_cores, parts={num_ranks: parts})
-    return measured_machine(config, measured, num_ranks)
-
-
-def _parts(taken: Taken, fitted: Sequence[_Run], num_ranks: int, num_cores: int) -> Parts:
+def _parts(taken: Taken, fitted: Sequence[_Run], num_ranks: int) -> Parts:
     """The parts behind what was measured."""
     known = [run.known() for run in fitted]
     samples, updates, sums = [], [], []
@@ -248,13 +245,13 @@ def _parts(taken: Taken, fitted: Sequence[_Run], num_ranks: int, num_cores: int)
     rates = fitted_rates(taken.products, samples)
     nothing = Parts(rates, 0.0, 0.0, taken.frame_s, 0.0, taken.links)
     for run, passes in zip(fitted, taken.passes, strict=True):
-        step = run.forecast(_machine(run.config, nothing, num_ranks, num_cores))
+        step = run.forecast(nothing)
         exchange_s = step.parts["gradients between ranks"] + step.parts["features between ranks"]
         sums.append(max(0.0, passes.engine_s - passes.forward_s - passes.backward_s - exchange_s))
     update_s, tensor_s = not_negative(np.array(updates, dtype=float), np.array(sums))
     parts = replace(nothing, update_s=update_s, update_tensor_s=tensor_s)
     first = fitted[0]
-    said = first.forecast(_machine(first.config, parts, num_ranks, num_cores)).step_s
+    said = first.forecast(parts).step_s
     made = statistics.median(taken.steps[first.size.name][_WARMUP_STEPS:])
     return replace(parts, rest_s=max(0.0, made - said))
 
@@ -350,7 +347,7 @@ class _PassTimer:
         self._terms[:] = [self._objective(self._batch, _own_features(self._batch), 1)]
 
     def _backward(self) -> None:
-        self._terms.pop().total.backward()
+        self._terms.pop().total.backward()  # type: ignore[no-untyped-call]
         self._objective.zero_grad()
 
 

@@ -50,7 +50,7 @@ def losses(model: AlproModel, batch: Batch, labels_BM: Tensor, keep_B: Tensor) -
     for patches_PD, (top, left, height, width) in zip(
         positive_BSD[:, length + 1 :], batch.boxes_B4.tolist(), strict=True
     ):
-        grid = patches_PD.unflatten(0, (model.config.video.grid, -1))  # type: ignore[no-untyped-call]
+        grid = patches_PD.unflatten(0, (model.config.video.grid, -1))
         regions.append(grid[top : top + height, left : left + width].flatten(0, 1).mean(dim=0))
     log_p_BM = model.entity_logits(torch.stack(regions)).float().log_softmax(dim=1)
     pem = -(labels_BM * log_p_BM).sum(dim=1)[keep_B].sum() / keep_B.sum().clamp(min=1)

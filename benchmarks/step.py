@@ -189,7 +189,7 @@ class Step:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             labels = literal.soft_labels(self.prompter, self.inputs.bank_ME, self.inputs.batch)
             values = literal.losses(self.model, self.inputs.batch, *labels)
-        torch.stack(list(values.values())).sum().backward()
+        torch.stack(list(values.values())).sum().backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad()
 
     def sample(self, run: Callable[[], None]) -> dict[str, float]:
@@ -262,7 +262,7 @@ class Step:
 
     def _backward(self, total: torch.Tensor) -> None:
         with torch.autocast(self.device.type, enabled=False):
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad()
 
 

@@ -62,7 +62,7 @@ def frames(setting: Setting, jpegs: Sequence[bytes]) -> Sequence[Row]:
     ours = build_decoder(_config(setting), IMAGE_SIZE, call, _device_id(setting))
     host = build_decoder(_config(setting, backend="libjpeg-turbo", device="cpu"), IMAGE_SIZE, call, None)
     bare = _pipeline("image_crop", setting, {"encoded": list(jpegs)}, call)
-    variants = {
+    variants: dict[str, Callable[[], float]] = {
         "alone": lambda: _rate(len(jpegs), lambda: _run(bare, len(jpegs) // call)),
         "host": lambda: _rate(len(jpegs), lambda: _decode(host, requests["frames"], call)),
         **{name: partial(_frames_rate, ours, each, call) for name, each in requests.items()},
@@ -240,7 +240,7 @@ def _pipeline(operator: str, setting: Setting, inputs: Mapping[str, Sequence[Any
     encoded = [np.frombuffer(data, np.uint8) for data in inputs["encoded"]]
     data = [encoded[start : start + batch] for start in range(0, len(encoded), batch)]
 
-    @pipeline_def(
+    @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=batch,
         num_threads=_config(setting).num_workers,
         device_id=_device_id(setting),

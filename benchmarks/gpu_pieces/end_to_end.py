@@ -69,7 +69,7 @@ class Bench:
         lines = read_metrics(config.run_dir)[_NUM_WARMUP_STEPS:]
         # A step hands its work to the GPU and goes on: only the sum of many is sure.
         rate = config.stream.global_batch * len(lines) / sum(line["step_s"] for line in lines)
-        details = {name: _mean(lines, name) for name in ("tflops", "mfu_percent") if name in lines[0]}
+        details: dict[str, float] = {name: _mean(lines, name) for name in ("tflops", "mfu_percent") if name in lines[0]}
         name = f"training, batch {config.stream.global_batch}, {self.content}, decoded on {decode_on}"
         target = None if is_quick else Target(at_most=0.01)
         waits = {what: Measurement(tuple(line[f"{what}_wait_percent"] / 100 for line in lines)) for what in _WAITS}

@@ -82,7 +82,7 @@ def _gpu() -> dict[str, Any] | None:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "compute_capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
         "driver": _ask_driver(),
     }
 

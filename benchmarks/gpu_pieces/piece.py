@@ -7,7 +7,6 @@ module beside this one. Its function ``parts(setting)`` gives the names of the p
 import argparse
 import gc
 import importlib
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,4 +112,4 @@ def _missing(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

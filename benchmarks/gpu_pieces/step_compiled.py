@@ -12,6 +12,7 @@ import torch
 from benchmarks.gpu_pieces.piece import Parts, Setting
 from benchmarks.gpu_pieces.step import Build, Case, build, measured
 from benchmarks.harness import Measurement, Row, Target, measure
+from benchmarks.step import Step
 
 
 def parts(setting: Setting) -> Parts:
@@ -31,12 +32,16 @@ def _with_compiler(
         return work(setting, case, build)
 
 
+def _rate(step: Step, run: Callable[[], None]) -> float:
+    return step.sample(run)["rate"]
+
+
 def over_literal(setting: Setting, case: Case, build: Build) -> Sequence[Row]:
     """Compiled steps in turn with steps of separate passes, in one process."""
     step = build()
     variants = {"ours": step.ours, "literal": step.literal}
     rates = measure(
-        {name: lambda run=run: step.sample(run)["rate"] for name, run in variants.items()},
+        {name: partial(_rate, step, run) for name, run in variants.items()},
         setting.repetitions(5),
     )
     times = Measurement(tuple(a / b for a, b in zip(rates["ours"].samples, rates["literal"].samples, strict=True)))

@@ -6,6 +6,7 @@ One rank has nothing to share with others: what a stage costs here is its own wo
 import statistics
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -24,10 +25,11 @@ from benchmarks.timing import matrix_product_rate, repeat
 
 def parts(setting: Setting) -> Parts:
     # 3 last: DeepSpeed replaces functions of torch for it, for good.
-    return {f"whole step, ZeRO {stage}": partial(measured, setting, stage) for stage in (0, 1, 2, 3)}
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+    return {f"whole step, ZeRO {stage}": partial(measured, setting, stage) for stage in stages}
 
 
-def measured(setting: Setting, stage: int) -> Sequence[Row]:
+def measured(setting: Setting, stage: Literal[0, 1, 2, 3]) -> Sequence[Row]:
     """Samples of a step of one stage, after one that does not count."""
     config = SMALL if setting.is_quick else ModelConfig()
     size = 2 if setting.is_quick else 32

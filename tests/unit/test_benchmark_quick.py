@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import statistics
 import sys
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -13,12 +14,27 @@ import torch
 from stream_jpegs import jpeg, waves
 
 from alpro_stream.config import validate
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import AlproError, ConfigError
 from alpro_stream.model.alpro import ModelConfig
 from alpro_stream.run import RunConfig
 from alpro_stream.testing.configs import TINY_MODEL, tiny_run, write_corpus
+from alpro_stream.testing.shards import write_dataset, write_tokenizer
 from alpro_stream.train.rehearsal import made_up_batch
-from benchmarks import decode, end_to_end, evaluate, plan, prompter, search, shard, shard_worker, step, timing
+from benchmarks import (
+    decode,
+    demo,
+    end_to_end,
+    evaluate,
+    forecast,
+    plan,
+    prompter,
+    search,
+    shard,
+    shard_worker,
+    step,
+    stream,
+    timing,
+)
 from benchmarks.harness import Measurement
 from benchmarks.timing import copy_rate, loopback_rate, read_seconds, write_seconds
 
@@ -112,6 +128,46 @@ def test_decode(monkeypatch):
 
 def one_of(variant):
     return Measurement((variant(),))
+
+
+def test_stream(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "train", video_shards=(16, 16), num_frames=8, size=256)
+    write_tokenizer(tmp_path / "tokenizer")
+    monkeypatch.setattr(stream, "open_corpus", lambda folder: None)
+    monkeypatch.setattr(stream, "make_shards", lambda clips, payload: tmp_path)
+    rows = stream.rows(argparse.Namespace(clips=None, quick=True, only=[stream._RAW, stream._OURS]))
+    assert limits(rows) == {stream._OURS: stream._RAW}
+    assert all(row.value > 0 and row.details["CPU ms/clip"] > 0 for row in rows)
+
+
+def test_forecast(monkeypatch):
+    monkeypatch.setattr(forecast, "_WARMUP_STEPS", 1)
+    rows = forecast.rows(argparse.Namespace(quick=True, ranks=[1]))
+    steps = limits(rows)
+    assert set(steps) == {f"1 rank: {size.name}" for size in forecast._QUICK_CHECKED}
+    errors = [row.details["error %"] for row in rows if row.name in steps]
+    assert {row.name: row.value for row in rows[-2:]} == {
+        "error, median": pytest.approx(statistics.median(errors)),
+        "error, largest": max(errors),
+    }
+    with pytest.raises(ConfigError, match=r"--ranks 0: at least 1"):
+        forecast.rows(argparse.Namespace(quick=True, ranks=[0]))
+
+
+def test_demo(tmp_path):
+    (tmp_path / "seconds.json").write_text(json.dumps({"shard": 5.0, "train": 60.0}))
+    (tmp_path / "evaluation").mkdir()
+    result = {"chance": {"recall_at_1": 2.0}, "metrics": {"vtc": {"text_to_video": {"recall_at_1": 50.0}}}}
+    (tmp_path / "evaluation/result.json").write_text(json.dumps(result))
+    rows = demo._rows(tmp_path, 400.0, 5.0)
+    assert [(row.name, row.value, row.ok) for row in rows] == [
+        ("whole demo", 400.0, False),
+        ("shard", 5.0, None),
+        ("train", 60.0, None),
+        ("memory of all processes", 5.0, True),
+        ("VTC text to video R@1", 50.0, None),
+    ]
+    assert rows[-1].ratio == 25
 
 
 def test_parts_of_a_step_have_limits(tmp_path):
