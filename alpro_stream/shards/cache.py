@@ -255,7 +255,9 @@ class ShardCache:
             self._warn_if_too_small(file, place.removed)
             # Apart, so that whoever opens the file can be stopped while a server is silent.
             return self._threads.run(lambda: self._receive(file, place, ahead=False), "shard-fetch-now")
-        except FileNotFoundError:
+        # Removed at this very moment: making it may find that it is there, and then that it is not; and its lock may
+        # be a new one while somebody else still holds the old one.
+        except (FileNotFoundError, FileExistsError, BlockingIOError):
             return Refusal.REMOVED
         except OSError as error:
             raise self._disk_error(error) from error

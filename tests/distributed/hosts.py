@@ -1,5 +1,6 @@
 """Hosts made on one machine: what is started on each of them, as a user would start it there."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,7 +66,8 @@ class Started:
 
     def kill(self):
         for process in self.processes():
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # It ended with the one before it.
+                process.send_signal(signal.SIGKILL)
         self._process.wait()
 
 

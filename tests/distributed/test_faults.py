@@ -117,7 +117,7 @@ def test_every_other_rank_names_the_one_that_is_missing(victim, fault, said):
             assert message.count("rank ") == 2
             assert ("(at the data of step 3, for " in message) == (fault == "busy")
             # The time-out, a moment for the others to give up, and one for the answer.
-            assert seconds < (2 if fault == "SIGKILL" else 3) + 6
+            assert seconds < (2 if fault == "SIGKILL" else 3) + 15
     finally:
         for process in processes:
             process.kill()
@@ -233,8 +233,9 @@ def test_a_rank_killed_then_the_launcher_killed_and_each_time_started_again_at_o
     assert status == HARDWARE
     assert "rank 1 of this machine was ended by SIGKILL" in printed
     assert GOES_ON in printed
+    reached = read_metrics(tmp_path / "run")[-1]["step"]
     sitting = start()
-    sitting.wait_for_step(9)
+    sitting.wait_for_step(max(9, reached + 1))
     ranks = [rank_process(sitting.mark, rank) for rank in (0, 1)]
     sitting.launcher.kill()
     again = start()

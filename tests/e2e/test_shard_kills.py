@@ -1,5 +1,6 @@
 """kill -9 of workers, media processes, nodes and the driver on a Ray cluster: the shards are those of a quiet run."""
 
+import contextlib
 import os
 import random
 import signal
@@ -22,9 +23,9 @@ class Nodes:
     def __init__(self):
         from ray.cluster_utils import Cluster
 
-        # A dead node is noticed after two seconds and not after fifteen.
+        # A dead node is noticed after two seconds and not after fifteen; one that is only slow is none.
         beats = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}
-        settings = {**beats, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
+        settings = {**beats, "health_check_timeout_ms": 10_000, "health_check_failure_threshold": 3}
         self._sizes = {"object_store_memory": 80 << 20, "memory": 4 << 30}
         head = {**self._sizes, "num_cpus": 0, "include_dashboard": False, "_system_config": settings}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -131,11 +132,15 @@ class Run:
             self._nodes.replace(draw)
         else:
             words = {"worker": "ray::make_shard", "media process": "alpro_sharding.media_process"}[victim]
-            pids = self.wait_for(lambda: self._nodes.processes(words))
-            if pids is None:
-                return False
-            os.kill(draw.choice(pids), signal.SIGKILL)
+            return self._kill_one(words, draw)
         return True
+
+    def _kill_one(self, words, draw):
+        while pids := self.wait_for(lambda: self._nodes.processes(words)):
+            with contextlib.suppress(ProcessLookupError):  # It ended meanwhile: another one.
+                os.kill(draw.choice(pids), signal.SIGKILL)
+                return True
+        return False
 
     def finish(self):
         try:

@@ -20,7 +20,7 @@ pytest.importorskip("moto.server")
 
 DATA = [random.Random(number).randbytes(200_000) for number in range(8)]
 PLACE = "s3://corpus/some folder/train"
-FETCH = FetchConfig(backoff_s=0.001, timeout_s=1.0)
+FETCH = FetchConfig(backoff_s=0.001, timeout_s=3.0)
 SLOW_DOWN = answer(503, b"<Error><Code>SlowDown</Code></Error>", Retry_After="0")
 DENIED = answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
 

@@ -294,7 +294,7 @@ print("too late", flush=True)
 
 @pytest.mark.parametrize(
     ("same_s", "for_s", "status", "said"),
-    [("0.2", "20", -signal.SIGTERM, "still here\n"), ("60", "0.5", 0, "still here\ntoo late\n")],
+    [("1", "20", -signal.SIGTERM, "still here\n"), ("60", "0.5", 0, "still here\ntoo late\n")],
     ids=["later", "at once"],
 )
 def test_a_later_request_ends_a_process_and_a_repeated_one_does_not(same_s, for_s, status, said):

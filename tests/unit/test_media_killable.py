@@ -123,11 +123,12 @@ def test_one_that_hangs_is_late_and_can_be_killed_while_another_one_talks(start,
     if kind == "stopped":
         os.kill(pid_of(hanging), signal.SIGSTOP)
     hanging.send(b"hang")
-    hanging.allow(1.0)
+    hanging.allow(30)
     fine.send(b"work")
     fine.allow(30)
     assert wait_for([hanging, fine]) == ([fine], [])
     fine.connection.recv_bytes()
+    hanging.allow(1.0)
     assert wait_for([hanging, fine]) == ([], [hanging])
     assert time.monotonic() < fine.deadline
     gone = pid_of(hanging)

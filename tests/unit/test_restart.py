@@ -16,7 +16,7 @@ from alpro_launch.checkpoint_view import run_view
 from alpro_launch.deepspeed_launcher import DeepspeedLauncher, explain, launch_command
 from alpro_launch.hostfile import Host, read_hostfile
 from alpro_launch.launch_log import LAUNCH_LOG, logged_in_slurm, read_launch_log
-from alpro_launch.processes import Ended, run_all
+from alpro_launch.processes import Ended, noting_requests, run_all
 from alpro_launch.restart import (
     NextAttempt,
     Outcome,
@@ -144,8 +144,9 @@ def test_who_does_not_save_in_time_has_failed():
 def test_asked_to_end_while_it_waits(tmp_path, capsys):
     script = Script(tmp_path, [(HARDWARE, 0, 8)])
     started = time.monotonic()
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert keep_training(script, 8, [8], 5, tmp_path).status == PREEMPTED
+    with noting_requests():  # Without a handler the signal would end pytest.
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        assert keep_training(script, 8, [8], 5, tmp_path).status == PREEMPTED
     assert time.monotonic() - started < 4
     assert "\nasked to stop while it waited to start again; the same command goes on\n" in capsys.readouterr().err
     (attempt,) = read_launch_log(tmp_path)

