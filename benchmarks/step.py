@@ -180,13 +180,12 @@ class Step:
 
     def ours(self) -> None:
         """One step as `alpro train` computes it."""
-        batch = self.inputs.batch
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            self._forward_backward(self.labeller(batch.frames_BTHWC, batch.boxes_B4, "video"))
+        with self._autocast():
+            self._forward_backward(self._labels())
 
     def literal(self) -> None:
         """One step of the method as separate passes."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._autocast():
             labels = literal.soft_labels(self.prompter, self.inputs.bank_ME, self.inputs.batch)
             values = literal.losses(self.model, self.inputs.batch, *labels)
         torch.stack(list(values.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -221,15 +220,17 @@ class Step:
 
     def parts(self) -> dict[str, tuple[float, float]]:
         """Seconds of the parts of one step, and their operations for one sample."""
-        with Stopwatch() as watch:
+        with Stopwatch() as watch, self._autocast():
+            watch.on(Labeller, "__call__", "prompter")
+            labels = self._labels()
+            # After the prompter, which has a video encoder too.
             watch.on(VideoEncoder, "forward", "video encoder")
             watch.on(TextEncoder, "forward", "text encoder")
             watch.on(MultimodalEncoder, "begin", "fusion")
             watch.on(MultimodalEncoder, "finish", "fusion")
-            watch.on(Labeller, "__call__", "prompter")
             watch.on(PretrainObjective, "forward", "forward")
             watch.on(Step, "_backward", "backward")
-            self.ours()
+            self._forward_backward(labels)
         seconds = {name: sum(values) for name, values in watch.seconds.items()}
         counted = self.operations
         encoders = {"video encoder": counted.video, "text encoder": counted.text, "fusion": counted.fusion}
@@ -252,6 +253,13 @@ class Step:
             self.ours()
             found[name] = torch.cuda.max_memory_allocated() / 2**30
         return found
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _labels(self) -> SoftLabels:
+        batch = self.inputs.batch
+        return self.labeller(batch.frames_BTHWC, batch.boxes_B4, "video")
 
     def _forward_backward(self, labels: SoftLabels) -> None:
         batch = self.inputs.batch
