@@ -277,18 +277,22 @@ def write_many_shards(root):
     write_tiny_model(root / "model", root / "corpus")
 
 
+def wait_for_part(process, index, number):
+    deadline = time.monotonic() + 120
+    while not part_path(index, number, "json").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def test_a_rank_that_is_killed_fails_the_command(tmp_path):
     write_many_shards(tmp_path)
     save_config(embed_config(tmp_path, batch_size=1), tmp_path / "embed.yaml")
     command = [sys.executable, "-m", "alpro_launch.cli", "embed", str(tmp_path / "embed.yaml"), "--ranks", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
         # Its second part: only then it has told of the first.
-        while not part_path(tmp_path / "index", 3, "json").is_file():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_for_part(process, tmp_path / "index", 3)
         killed = next(rank for rank in psutil.Process(process.pid).children() if rank.environ()["RANK"] == "1")
         killed.kill()
         _, shown = process.communicate(timeout=60)
@@ -308,11 +312,7 @@ def test_killed_in_between_it_goes_on_from_the_parts_that_are_there(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not part_path(tmp_path / "index", 1, "json").is_file():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_for_part(process, tmp_path / "index", 1)
         process.send_signal(signal.SIGKILL)
     whole = {number for number in range(60) if part_path(tmp_path / "index", number, "json").is_file()}
     assert 1 in whole
