@@ -116,6 +116,11 @@ class ClipDecoder:
         self._headers = HeaderReader()
         self._tried: set[bytes] = set()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are written."""
+        return self._frames.device
+
     def empty(self, num_clips: int, num_frames: int) -> Tensor:
         """Room for pixels: (B, T, image_size, image_size, 3) uint8, where the decoder writes."""
         return self._frames.empty((num_clips, num_frames, self._image_size, self._image_size, 3))

@@ -8,7 +8,8 @@
     workers:                     pixels
 
 One thread, with the next batch read and begun before it waits for the pixels of one: Python lets one thread at a time
-run its code, and what decodes works without that lock, or in processes of its own.
+run its code, and what decodes works without that lock, or in processes of its own. Pixels that a GPU makes are there
+when a batch is handed over: what the step waits for them is all in the iteration.
 """
 
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from alpro_stream.stream.ahead import LookAhead
 from alpro_stream.stream.batch import Batch
+from alpro_stream.stream.beside import Beside
 from alpro_stream.stream.cursor import StepRange, num_steps_left, steps_left
 from alpro_stream.stream.gauges import Gauges
 from alpro_stream.stream.maker import BatchMaker, StartedBatch
@@ -61,6 +63,7 @@ class Loader:
         self._num_left = num_steps_left(first_step, last_step, skip_steps)
         self._ahead = LookAhead(plan, self._lanes, maker.sources, self._steps())
         self._num_fetched = 0
+        self._beside = Beside(maker.decoder.device)
         decode = maker.config.decode
         self._thread: threading.Thread | None = None
         self._waiting: Iterator[Batch] | None = None
@@ -98,7 +101,10 @@ class Loader:
             self._thread.join()
 
     def _next(self) -> Batch | None:
-        return self._ready.take() if self._waiting is None else next(self._waiting, None)
+        batch = self._ready.take() if self._waiting is None else next(self._waiting, None)
+        if batch is not None:
+            self._beside.lend(batch.frames_BTHWC)
+        return batch
 
     def _steps(self) -> Iterator[int]:
         return steps_left(*self._range)
@@ -106,15 +112,18 @@ class Loader:
     def _make_here(self) -> Iterator[Batch]:
         for step in self._steps():
             self._ahead.reached(step)
-            yield self._maker.make(self._plan, step, self._lanes)
+            with self._beside.entered():
+                batch = self._maker.make(self._plan, step, self._lanes)
+            yield self._whole(batch)
 
     def _make_all(self) -> None:
         error: BaseException | None = None
         try:
-            for batch in self._batches_ahead():
-                self._ready.put(batch)
-                if not self._ready.wait_for_room():
-                    break
+            with self._beside.entered():
+                for batch in self._batches_ahead():
+                    self._ready.put(batch)
+                    if not self._ready.wait_for_room():
+                        break
         except BaseException as raised:  # Handed to the thread that waits, whatever it is.
             error = raised
         self._ready.end(error)
@@ -130,14 +139,20 @@ class Loader:
                     return
                 following = self._maker.start(read)
             except BaseException:
-                if started is not None:
-                    yield self._maker.finish(self._plan, started)  # the step gets what is in front of the error
+                if started is not None:  # the step gets what is in front of the error
+                    yield self._whole(self._maker.finish(self._plan, started))
                 raise
             if started is not None:
-                yield self._maker.finish(self._plan, started)
+                yield self._whole(self._maker.finish(self._plan, started))
             started = following
         if started is not None:
-            yield self._maker.finish(self._plan, started)
+            yield self._whole(self._maker.finish(self._plan, started))
+
+    def _whole(self, batch: Batch) -> Batch:
+        """The same batch, once a GPU has made its pixels."""
+        with self._maker.gauges.busy("decode"):
+            self._beside.wait()
+        return batch
 
 
 class _Queue:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psutil
@@ -24,6 +25,8 @@ from stream_parts import (
 from alpro_stream.errors import PlanError, ShardError
 from alpro_stream.shards import reader
 from alpro_stream.shards.index import ShardIndex
+from alpro_stream.stream import loader as loader_module
+from alpro_stream.stream.beside import Beside
 from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.decode import DecodeConfig
 from alpro_stream.stream.frames import choose_frames
@@ -114,6 +117,42 @@ def test_the_same_global_batches_for_any_ranks_threads_and_queues(parts, seven_s
     for step, whole in enumerate(seven_steps):
         for rank, part in enumerate(whole.micro_batches(world_size)):
             assert_batches_equal(ranks[rank][step], part)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_gpu_works_beside_the_step_and_is_waited_for_before_a_batch_is_handed_over(parts, monkeypatch, num_workers):
+    noted = []
+
+    def note(what):
+        noted.append((what, threading.current_thread().name == "alpro-loader"))
+
+    class Noting(Beside):
+        @contextmanager
+        def entered(self):
+            note("entered")
+            yield
+            note("left")
+
+        def wait(self):
+            note("waited")
+
+        def lend(self, tensor):
+            note("lent")
+
+    class NotingMaker(BatchMaker):
+        def finish(self, plan, started):
+            note("made")
+            return super().finish(plan, started)
+
+    monkeypatch.setattr(loader_module, "Beside", Noting)
+    maker = NotingMaker(**vars(decoding(parts[0], num_workers=num_workers, prefetch=1)))
+    loader = open_loader(maker, parts[1], range(3))
+    assert len(list(loader)) == 3
+    loader.close()
+    by_the_loader = num_workers > 0
+    assert [one for one in noted if one[0] == "lent"] == [("lent", False)] * 3
+    order = ["entered", *["made", "waited"] * 3, "left"] if by_the_loader else ["entered", "made", "left", "waited"] * 3
+    assert [one for one in noted if one[0] != "lent"] == [(what, by_the_loader) for what in order]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +297,7 @@ class Observed:
 
     def __init__(self, decoder, enlarged=1):
         self._decoder, self._enlarged = decoder, enlarged
+        self.device = decoder.device
         self.num_calls = 0
         self.called = threading.Semaphore(0)
         self.go_on = threading.Event()
