@@ -33,6 +33,9 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _TAG = "engine"
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients that are summed at a time. DeepSpeed takes the memory for a bucket before there are any; its own default of
+5e8 is 2 GB, more than all gradients of the published model."""
 
 
 class EngineConfig(Config):
@@ -96,7 +99,7 @@ def deepspeed_config(engine: EngineConfig, max_grad_norm: float, rank_batch: int
         "train_micro_batch_size_per_gpu": rank_batch // engine.num_micro_batches,
         "gradient_accumulation_steps": engine.num_micro_batches,
         "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": engine.zero_stage},
+        "zero_optimization": {"stage": engine.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS},
         # AdamW of torch: correct under ZeRO, which DeepSpeed only checked for its own optimizers.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -70,7 +70,7 @@ def test_what_is_printed(config, capsys):
     for text in ("a step of 8 samples on 1 x 1 h100", "storage must give", "fits", "scaling, strong", "scaling, weak"):
         assert text in shown
     assert "bottleneck: decoding takes" in shown  # One worker cannot keep up with such a GPU.
-    assert "assumed: executed operations reach 0.4 of the peak in fp32 (--share-of-peak)" in shown
+    assert "assumed: matrix products reach 0.6 of the peak in fp32, all else 2,680 GB/s of memory" in shown
 
 
 def test_a_config_that_is_shipped_and_data_that_are_not_here(capsys, tmp_path):
@@ -105,6 +105,15 @@ def test_a_measured_machine(config, tmp_path, monkeypatch, capsys):
     assert "fits" not in capsys.readouterr().out
 
 
+def test_what_was_measured_and_is_not_used_is_said(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "_published_work", lambda batch: Work(3e12, 1e10, 1e4))
+    file = tmp_path / "forecast.json"
+    results = [f"benchmarks/results/{name}.json" for name in ("forecast", "step", "end_to_end", "decode")]
+    assert main(["forecast", str(config), "--gpu", "here", "--measured", *results, "--json", str(file)]) == 0
+    said = json.loads(file.read_text())["measured"]
+    assert [text.partition(":")[0] for text in said if text.endswith(": not used")] == ["step", "end_to_end"]
+
+
 def test_what_does_not_fit_is_said(config, capsys):
     # A batch of eight million samples on one GPU.
     command = ["forecast", str(config), "--gpu", "l4", "stream.global_batch=8000000", "--samples", "80000000"]
@@ -135,6 +144,7 @@ def test_the_example_of_the_docs(capsys):
         ([TINY, "--gpu", "a100", "--gpus", "3"], "3 ranks, which do not divide 4 lanes"),
         ([TINY, "--gpu", "a100", "stream.global_batch=9"], "global_batch 9 is not a multiple of stream.num_lanes 4"),
         ([TINY, "--gpu", "a100", "--share-of-peak", "1.5"], "share_of_peak"),
+        ([TINY, "--gpu", "a100", "--samples", "7"], "--samples 7: fewer than stream.global_batch 8"),
         (["configs/demo/shard.yaml", "--gpu", "a100"], "is no configuration of a training run"),
         (["configs/evaluate/tiny_qa.yaml", "--gpu", "a100"], "is no configuration of a training run"),
         ([TINY, "--gpu", "here", "--share-of-peak", "0.3"], "are of a GPU of the table, not of --gpu here"),

@@ -71,6 +71,11 @@ def run(*overrides):
     return load_config(RunConfig, "configs/prompter/tiny.yaml", overrides)
 
 
+def on(name, config, found=None, data=DATA, micro_batch=8.0, **given):
+    """The machine of a device of the table."""
+    return gpu_machine(find_device(name), config, found or Measured(), data, micro_batch, **given)
+
+
 def test_parts_come_back_from_their_rows():
     back = parts_of([*as_rows({1: ONE, 2: TWO}), {"name": "2 ranks: pretrain, width 64", "value": 1.0}])
     assert back.keys() == {1, 2}
@@ -115,28 +120,97 @@ def test_a_step_on_a_gpu_replaces_the_assumed_share(tmp_path, published):
     content = {"batch": 8, "precision": "bf16"}
     found = read_measured([write(tmp_path / "step.json", "step", step_rows(per_s=100.0), GPU, **content)])
     config = run("train.engine.precision=bf16")
-    machine = gpu_machine(find_device("a100"), config, found, DATA)
+    machine = on("a100", config, found)
     # 900 GFLOP are executed for each of 100 samples.
     assert machine.rates.share == pytest.approx(90e12 / 312e12)
+    assert machine.rates.seconds(Work(num_bytes=1e12), 768) == 0  # The share is that of a whole step.
     assert not any("of the peak" in text for text in machine.assumed)
     with pytest.raises(ConfigError, match=r"from 96 cores .*A100.*, and the forecast is for h100"):
-        gpu_machine(find_device("h100"), config, found, DATA)
+        on("h100", config, found)
     with pytest.raises(ConfigError, match="measured in bf16, and the run computes in fp32"):
-        gpu_machine(find_device("a100"), run(), found, DATA)
+        on("a100", run(), found)
     with pytest.raises(ConfigError, match="a GPU, whose name in the table is wanted"):
         measured_machine(config, found, 1, DATA)
 
 
+def gpu_results(path, rows, **more):
+    """As `benchmarks/gpu.sh` writes them."""
+    values = {"benchmark": "gpu", "machine": GPU, "rows": rows, "quick": False, **more}
+    path.write_text(json.dumps(values))
+    return path
+
+
+GPU_ROWS = [
+    *(
+        {"name": f"step, {how}", "value": 1.0, "details": {"clips/s": per_s}}
+        for how, per_s in {
+            "bf16, batch 16": 80.0,
+            "bf16, batch 64": 100.0,
+            "bf16, batch 64, compiled": 150.0,
+            "bf16, batch 64, activation checkpointing": 70.0,
+            "fp32, batch 16": 10.0,
+        }.items()
+    ),
+    {"name": "copy on the device", "value": 1500.0},
+    {"name": "frames, DALI mixed", "value": 2000.0},
+]
+
+
+def test_results_of_a_gpu_give_the_share_of_the_nearest_step(tmp_path, published):
+    found = read_measured([gpu_results(tmp_path / "gpu.json", GPU_ROWS)])
+
+    def machine(micro_batch, *overrides):
+        return on("a100", run("train.engine.precision=bf16", *overrides), found, micro_batch=micro_batch)
+
+    def flops_per_s(machine):
+        return machine.rates.share * machine.rates.peak_per_s
+
+    # 900 GFLOP are executed for a sample.
+    assert flops_per_s(machine(16.0)) == pytest.approx(80 * 900e9)
+    assert flops_per_s(machine(100.0)) == pytest.approx(100 * 900e9)
+    assert flops_per_s(machine(16.0, "train.engine.compile=true")) == pytest.approx(150 * 900e9)
+    assert not any(text.startswith("batches of") for text in machine(16.0).assumed)
+    compiled = machine(16.0, "train.engine.compile=true").assumed
+    assert "batches of 16 reach the share of the peak that was measured with 64" in compiled
+    assert machine(16.0).update_s == pytest.approx(7 * 4 / 1500e9)
+
+
+def test_results_of_a_gpu_say_how_fast_it_decodes(tmp_path, published):
+    found = read_measured([gpu_results(tmp_path / "gpu.json", GPU_ROWS)])
+    mixed = ["train.engine.precision=bf16", "stream.decode.device=mixed", "stream.decode.backend=dali"]
+    # Clips of two frames; four were measured.
+    assert on("a100", run(*mixed), found).decode_s == pytest.approx(2 / 4 / 2000)
+    assert on("a100", run(*mixed)).decode_s is None
+
+
+def test_results_of_a_gpu_of_toy_size_are_refused(tmp_path):
+    path = gpu_results(tmp_path / "gpu.json", GPU_ROWS, quick=True)
+    with pytest.raises(ConfigError, match=r"gpu at toy size, .*bash benchmarks/gpu.sh"):
+        read_measured([path])
+
+
 def test_what_is_assumed_is_said():
-    machine = gpu_machine(find_device("a100"), run("train.engine.precision=bf16"), Measured(), DATA)
-    assert machine.rates.share == 0.4
-    assert machine.assumed[0] == "executed operations reach 0.4 of the peak in bf16 (--share-of-peak)"
-    assert any("50 GB/s to the others" in text for text in machine.assumed)
-    chosen = gpu_machine(
-        find_device("a100"), run("train.engine.precision=bf16"), Measured(), DATA, share=0.3, network_per_s=1e9
-    )
-    assert (chosen.rates.share, chosen.links.between_per_s) == (0.3, 1e9)
-    assert not any("--share-of-peak" in text or "--network" in text for text in chosen.assumed)
+    config = run("train.engine.precision=bf16")
+    machine = on("a100", config)
+    assert machine.rates.share == 0.6
+    assert machine.assumed[0].startswith("matrix products reach 0.6 of the peak in bf16, all else 1,631 GB/s of memory")
+    assert any("50 GB/s to the others, as p4de of Amazon EC2" in text for text in machine.assumed)
+    chosen = on("a100", config, share=0.3, network_per_s=1e9, link_per_s=2e9)
+    # Links do not reach what their names say, whoever says it.
+    links = (chosen.links.inside_per_s, chosen.links.between_per_s)
+    assert (chosen.rates.share, *links) == (0.3, 0.75 * 2e9, 0.75 * 1e9)
+    flags = ("--share-of-peak", "--network", "--link")
+    assert not any(flag in text for text in chosen.assumed for flag in flags)
+
+
+def test_a_compiled_step_moves_fewer_bytes():
+    eager, compiled = (on("a100", run(f"train.engine.compile={value}")) for value in ("false", "true"))
+    moved = Work(num_bytes=1e12)
+    assert compiled.rates.seconds(moved, 768) == pytest.approx(eager.rates.seconds(moved, 768) / 2)
+
+
+def test_gpus_without_nvlink_reach_less_of_their_link():
+    assert on("l4", run()).links.inside_per_s == pytest.approx(0.4 * 32e9)
 
 
 def test_committed_results_say_how_fast_cores_decode_and_what_is_read(published):
@@ -168,7 +242,7 @@ def test_a_checkpoint_is_saved_at_the_slowest_rate_that_was_measured(tmp_path):
         ("[1]", "holds no results"),
         ('{"benchmark": "step"}', "holds no results"),
         ('{"benchmark": "step", "rows": [1]}', "holds no results"),
-        ('{"benchmark": "shard", "rows": []}', r"results of shard, .* those of forecast, step, .* do"),
+        ('{"benchmark": "shard", "rows": []}', r"results of shard, .* those of forecast, .*step, .* do"),
         ('{"benchmark": "step", "rows": []}', r"holds no results \(machine: Field required\)"),
         ('{"benchmark": ["step"], "rows": []}', r"holds no results \(benchmark: Input should be a valid string\)"),
         (as_text("step", [], {**CPU, "gpus": None}), r"\(machine.gpus: "),
@@ -249,17 +323,17 @@ def test_more_than_the_peak_is_refused(tmp_path, published):
     content = {"batch": 4, "precision": "bf16"}
     found = read_measured([write(tmp_path / "step.json", "step", step_rows(per_s=500.0), GPU, **content)])
     with pytest.raises(ConfigError, match=r"450 TFLOP/s, more than the 312 of a100 in bf16"):
-        gpu_machine(find_device("a100"), run("train.engine.precision=bf16"), found, DATA)
+        on("a100", run("train.engine.precision=bf16"), found)
 
 
 def test_the_prompter_computes_in_its_own_format():
     plain = load_config(RunConfig, "configs/pretrain/tiny.yaml", ["train.engine.precision=bf16"])
-    machine = gpu_machine(find_device("a100"), plain, Measured(), DATA)
+    machine = on("a100", plain)
     assert (machine.rates.peak_per_s, machine.label_rates.peak_per_s) == (312e12, 19.5e12)
-    assert any("the prompter reaches the same share of the peak, in fp32" in text for text in machine.assumed)
+    assert any("the prompter reaches the same rates, in fp32" in text for text in machine.assumed)
     options = ["train.engine.precision=bf16", "prompter.precision=bf16", "prompter.compile=true"]
     fast = load_config(RunConfig, "configs/pretrain/tiny.yaml", options)
-    labels = gpu_machine(find_device("a100"), fast, Measured(), DATA).label_rates
+    labels = on("a100", fast).label_rates
     assert labels.peak_per_s == 312e12
     assert labels.call_s == pytest.approx(machine.label_rates.call_s / 3)
 
@@ -267,7 +341,7 @@ def test_the_prompter_computes_in_its_own_format():
 def test_an_image_is_one_frame(tmp_path):
     found = read_measured([write(tmp_path / "decode.json", "decode", [turbo(1.0)])])
     mixed = Data(10.0, {"video": 0.75, "image": 0.25}, 500.0)
-    machine = gpu_machine(find_device("a100"), run("model.video.num_frames=8", "stream.augment=none"), found, mixed)
+    machine = on("a100", run("model.video.num_frames=8", "stream.augment=none"), found, mixed)
     assert machine.decode_s == pytest.approx((0.75 * 8 + 0.25) / 4 * 1e-3)
 
 

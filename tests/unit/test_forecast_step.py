@@ -193,7 +193,7 @@ def told(parts, beside=(), overrides=(), path="configs/pretrain/tiny.yaml", wait
         operations=1.0,
         flops=1.0,
         utilisation=None,
-        traffic=Traffic(0.0, 0.0, 0),
+        traffic=Traffic(0.0, 0, 0.0, 0),
         memory=memory,
         waits_for_calls=waits,
     )
@@ -214,7 +214,7 @@ MODEL = {"forward": 30.0, "backward": 60.0}
         ),
         ({"parts": MODEL | {"gradients between ranks": 60.0}}, r"links between ranks \(40 % .* fewer nodes"),
         (
-            {"parts": MODEL | {"gradients between ranks": 60.0}, "overrides": ["train.engine.zero_stage=3"]},
+            {"parts": MODEL | {"gradients between ranks": 60.0}, "overrides": ["train.engine.zero_stage=1"]},
             r"set train.engine.zero_stage=0, which sends 33 % less, if the memory allows it",
         ),
         ({"parts": MODEL, "waits": True}, "starting operations.*compile=true"),

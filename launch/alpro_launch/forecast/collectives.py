@@ -9,10 +9,14 @@ DeepSpeed 0.19 sums whole buckets over all ranks (`use_multi_rank_bucket_allredu
 """
 
 from dataclasses import dataclass
-from math import log2
+from math import ceil, log2
+
+from alpro_stream.train.engine import BUCKET_ELEMENTS
 
 FLOAT_BYTES = 4
 """Parameters and gradients are float32: bf16 is autocast."""
+KEPT_PARAMETERS = 10**9
+"""Parameters that DeepSpeed 0.19 does not give up between their uses in a step (`stage3_max_reuse_distance`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,15 @@ class Traffic:
 
     Attributes:
         gradient_bytes: for gradients and parameters, by ZeRO stage.
+        gradient_calls: collectives for them, each of which has its latency.
         feature_bytes: for VTC's features and what goes with them.
-        num_collectives: calls, each of which has its latency.
+        feature_calls: collectives for those.
     """
 
     gradient_bytes: float
+    gradient_calls: int
     feature_bytes: float
-    num_collectives: int
+    feature_calls: int
 
     @property
     def total_bytes(self) -> float:
@@ -68,8 +74,9 @@ def zero_bytes(parameters: float, stage: int, num_ranks: int, num_micro_batches:
     """Bytes of gradients and parameters that a rank sends in a step.
 
     Stage 0 sums all gradients once. Stage 1 does the same and gathers the parameters that each rank has updated. Stage
-    2 sums after every micro-batch, as no rank keeps whole gradients. Stage 3 gathers the parameters for every forward
-    and backward pass, for the features of several micro-batches too, and scatters the sums.
+    2 sums after every micro-batch, as no rank keeps whole gradients. Stage 3 gathers the parameters for every pass, for
+    the features of several micro-batches too, and scatters the sums; the backward pass of a model with fewer than
+    `KEPT_PARAMETERS` still has them from the forward pass.
     """
     size = FLOAT_BYTES * parameters
     whole_sum, gather = sum_bytes(size, num_ranks), gather_bytes(size, num_ranks)
@@ -80,7 +87,19 @@ def zero_bytes(parameters: float, stage: int, num_ranks: int, num_micro_batches:
     if stage == 2:
         return num_micro_batches * whole_sum + gather
     features_first = num_micro_batches if num_micro_batches > 1 else 0
-    return (3 * num_micro_batches + features_first) * gather
+    passes = 2 if parameters < KEPT_PARAMETERS else 3
+    return (passes * num_micro_batches + features_first) * gather
+
+
+def zero_calls(parameters: float, num_tensors: int, stage: int, num_micro_batches: int) -> int:
+    """Collectives for gradients and parameters in a step, each of which has its latency.
+
+    A sum for each bucket; stages 1 and 2 gather once, stage 3 each tensor by itself for every micro-batch.
+    """
+    buckets = ceil(parameters / BUCKET_ELEMENTS)
+    if stage < 2:
+        return buckets + stage
+    return num_micro_batches * (buckets + num_tensors) if stage == 3 else num_micro_batches * buckets + 1
 
 
 def feature_bytes(global_batch: int, projection_size: int, num_ranks: int) -> float:
@@ -96,8 +115,8 @@ def seconds(traffic: Traffic, links: Links, num_ranks: int, num_nodes: int) -> t
     if num_ranks == 1:
         return 0.0, 0.0
     per_s = links.slowest_per_s(num_nodes)
-    hops = 1 + log2(num_nodes)
+    call_s = (1 + log2(num_nodes)) * links.latency_s
     return (
-        traffic.gradient_bytes / per_s,
-        traffic.feature_bytes / per_s + traffic.num_collectives * hops * links.latency_s,
+        traffic.gradient_bytes / per_s + traffic.gradient_calls * call_s,
+        traffic.feature_bytes / per_s + traffic.feature_calls * call_s,
     )

@@ -13,7 +13,7 @@ from alpro_launch.forecast.bottleneck import bottleneck
 from alpro_launch.forecast.devices import HERE, find_device
 from alpro_launch.forecast.facts import Facts, read_facts
 from alpro_launch.forecast.machine import Machine, gpu_machine, measured_machine
-from alpro_launch.forecast.measured import read_measured
+from alpro_launch.forecast.measured import Measured, read_measured
 from alpro_launch.forecast.report import Forecast, as_json, show
 from alpro_launch.forecast.scaling import scaling
 from alpro_launch.forecast.step import forecast_step, layout_of
@@ -44,9 +44,11 @@ class ForecastOptions(Config):
     storage_mb_per_s: float | None = Field(default=None, gt=0)
     """That the storage gives to all nodes together."""
     share_of_peak: float | None = Field(default=None, gt=0, le=1)
-    """Of the peak, that executed operations reach; in place of the assumed one."""
+    """Of the peak, that the executed operations of a whole step reach; in place of what is measured or assumed."""
     network_gb_per_s: float | None = Field(default=None, gt=0)
-    """Of a node to the others, in place of the table's."""
+    """Of a node's network by its name, one direction, in place of the table's."""
+    link_gb_per_s: float | None = Field(default=None, gt=0)
+    """Of a GPU to the others of its node, one direction, in place of the table's."""
 
 
 def run_forecast(path: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
@@ -94,8 +96,11 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
     measured = read_measured(options.measured)
     facts = read_facts(config, options.samples, options.clip_bytes, measured.clip_bytes)
     if device is None:
-        if options.share_of_peak or options.network_gb_per_s:
-            raise ConfigError(f"--share-of-peak and --network-gb-per-s are of a GPU of the table, not of --gpu {HERE}")
+        if options.share_of_peak or options.network_gb_per_s or options.link_gb_per_s:
+            raise ConfigError(
+                "--share-of-peak, --network-gb-per-s and --link-gb-per-s are of a GPU of the table, not of --gpu "
+                f"{HERE}"
+            )
         machine = measured_machine(config, measured, options.gpus, facts.data)
     else:
         machine = gpu_machine(
@@ -103,8 +108,10 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
             config,
             measured,
             facts.data,
+            layout.micro_batch,
             share=options.share_of_peak,
             network_per_s=options.network_gb_per_s and options.network_gb_per_s * 1e9,
+            link_per_s=options.link_gb_per_s and options.link_gb_per_s * 1e9,
         )
     work = work_of(config, facts.sizes, facts.data.kinds)
     storage_per_s = options.storage_mb_per_s and options.storage_mb_per_s * 1e6
@@ -125,8 +132,15 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
         strong=strong,
         weak=weak,
         notes=[*machine.assumed, *facts.notes],
-        taken=measured.taken,
+        taken=_taken(measured, device is None),
+        decodes_on_gpu=config.stream.decode.device == "mixed",
     )
+
+
+def _taken(measured: Measured, is_here: bool) -> list[str]:
+    """What measured figures the forecast uses: rates of a machine's parts take the place of those of its whole step."""
+    unused = {"step", "end_to_end"} if is_here and measured.parts else set()
+    return [f"{text}: not used" if name in unused else text for name, text in measured.taken.items()]
 
 
 def _num_steps(config: RunConfig, facts: Facts) -> int | None:

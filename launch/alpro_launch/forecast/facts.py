@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alpro_launch.forecast.work import Sizes
-from alpro_stream.errors import AlproError, FetchError, ShardError
+from alpro_stream.errors import AlproError, ConfigError, FetchError, ShardError
 from alpro_stream.evaluate.words import load_words
 from alpro_stream.manifest import Kind
 from alpro_stream.manifest.places import is_address
@@ -66,12 +66,17 @@ def read_facts(
         measured_clip_bytes: that other data had, where these data sets are not here.
 
     Raises:
-        AlproError: data sets that are there, and do not fit the run.
+        AlproError: data sets that are there, and do not fit the run; fewer samples than a batch has.
     """
     notes: list[str] = []
     sizes = _sizes(config, notes)
     data = _data(config, notes)
     if samples is not None:
+        if samples < config.stream.global_batch:
+            raise ConfigError(
+                f"--samples {samples}: fewer than stream.global_batch {config.stream.global_batch}, so an epoch would "
+                "have no step"
+            )
         data = Data(samples / config.stream.global_batch, data.kinds, data.clip_bytes, data.stores_videos)
     if clip_bytes is None and data.clip_bytes is None and measured_clip_bytes is not None:
         clip_bytes = measured_clip_bytes

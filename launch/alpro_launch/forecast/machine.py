@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, log
 
 from alpro_launch.forecast.collectives import FLOAT_BYTES, Links
 from alpro_launch.forecast.devices import (
     CALL_S,
+    COMPILED_BYTES,
     COMPILED_SHARE,
     CONTEXT_BYTES,
     HERE,
@@ -14,16 +16,20 @@ from alpro_launch.forecast.devices import (
     SHARE_OF_MEMORY,
     SHARE_OF_PEAK,
     Device,
+    Precision,
     is_of,
 )
 from alpro_launch.forecast.facts import Data
-from alpro_launch.forecast.measured import Measured
+from alpro_launch.forecast.measured import Measured, MeasuredStep
 from alpro_launch.forecast.rates import AssumedRates, Rates
 from alpro_stream.errors import ConfigError
 from alpro_stream.run import RunConfig
+from alpro_stream.train.engine import EngineConfig
 
 _ADAMW_BYTES = 7 * FLOAT_BYTES
 """Of a parameter: reads it, its gradient and two moments, and writes all but the gradient."""
+_GRADIENT_BYTES = {0: 7 * FLOAT_BYTES, 1: 8 * FLOAT_BYTES, 2: 8 * FLOAT_BYTES, 3: 6 * FLOAT_BYTES}
+"""ASSUMED, of a parameter by ZeRO stage: copies into a bucket and back, division by the ranks, and the norm."""
 CLIP_S = {"none": 1.3e-3, "published": 2.0e-3, "increasing": 2.0e-3}
 """Of a core for a clip of four stored frames: benchmarks/results/stream.json, on an AMD EPYC; a test compares them."""
 VIDEO_S = 41e-3
@@ -40,9 +46,10 @@ class Machine:
         rates: of forward and backward.
         label_rates: of the prompter, which may compute in another number format.
         update_s: of AdamW, for a parameter.
+        gradient_s: for a gradient on its way between ranks, beside the links; nothing where `update_s` has it.
         update_tensor_s: of AdamW, for a tensor.
         links: between ranks; None where they are not known.
-        decode_s: seconds of a core for a clip; None where GPUs decode, at a rate that is not known.
+        decode_s: seconds for a clip, of a core or, where it decodes, of the GPU; None where that is not known.
         rest_s: of a step, beside its parts.
         peak_per_s: floating point operations a second at best; None where that is not known.
         memory_bytes: of a GPU; None on a CPU, whose memory the ranks share.
@@ -59,6 +66,7 @@ class Machine:
     update_tensor_s: float
     links: Links | None
     decode_s: float | None
+    gradient_s: float = 0.0
     rest_s: float = 0.0
     peak_per_s: float | None = None
     memory_bytes: float | None = None
@@ -73,9 +81,11 @@ def gpu_machine(
     config: RunConfig,
     measured: Measured,
     data: Data,
+    micro_batch: float,
     *,
     share: float | None = None,
     network_per_s: float | None = None,
+    link_per_s: float | None = None,
 ) -> Machine:
     """Machines with GPUs of the table.
 
@@ -84,8 +94,10 @@ def gpu_machine(
         config: of the run.
         measured: what replaces figures of the table.
         data: that the run reads.
-        share: of the peak, in place of the assumed one.
-        network_per_s: of a node, in place of the table's.
+        micro_batch: samples that a GPU computes at a time.
+        share: of the peak that a whole step reaches, in place of what is measured or assumed.
+        network_per_s: bytes a second of a node's network by its name, in place of the table's.
+        link_per_s: of a GPU to the others of its node in one direction, likewise.
 
     Raises:
         ConfigError: the rates were measured on another device, or in another number format.
@@ -96,54 +108,92 @@ def gpu_machine(
             f"the measured rates are from {measured.machine}, and the forecast is for {device.name} "
             f"({device.product}): measure there, leave the file out, or use --gpu {HERE}"
         )
-    peak = device.peak_per_s[engine.precision]
-    if share is None and measured.flops_per_s is not None:
-        if measured.precision != engine.precision:
-            raise ConfigError(
-                f"the step was measured in {measured.precision}, and the run computes in {engine.precision}: measure "
-                f"with --precision {engine.precision}"
-            )
-        share = measured.flops_per_s / peak
-        if share > 1:
-            raise ConfigError(
-                f"the step was measured with {measured.flops_per_s / 1e12:.4g} TFLOP/s, more than the "
-                f"{peak / 1e12:.4g} of {device.name} in {engine.precision}: it ran on something else"
-            )
-    elif share is None:
-        share = SHARE_OF_PEAK
-        assumed.append(f"executed operations reach {share:g} of the peak in {engine.precision} (--share-of-peak)")
-    call_s = _call_s(engine.compile)
-    assumed.append(f"starting an operation takes {1e6 * call_s:.3g} us")
-    label_rates = rates = AssumedRates(peak, share, call_s)
-    if config.uses_pem and config.prompter is not None:
-        precision = config.prompter.precision
-        label_rates = AssumedRates(device.peak_per_s[precision], share, _call_s(config.prompter.compile))
-        assumed.append(f"the prompter reaches the same share of the peak, in {precision}")
-    network = device.network_per_s * SHARE_OF_LINK if network_per_s is None else network_per_s
-    if network_per_s is None:
+    memory_per_s = measured.copy_per_s or SHARE_OF_MEMORY * device.memory_per_s
+    if share is None and measured.steps:
+        step = _nearest_step(measured.steps, engine, micro_batch)
+        share = _share_of(step, device)
+        assumed += _differences(step, engine, micro_batch)
+
+    def rates(precision: Precision, is_compiled: bool) -> AssumedRates:
+        peak, call_s = device.peak_per_s[precision], CALL_S * (COMPILED_SHARE if is_compiled else 1)
+        if share is not None:
+            return AssumedRates(peak, share, inf, call_s)
+        return AssumedRates(peak, SHARE_OF_PEAK, memory_per_s / (COMPILED_BYTES if is_compiled else 1), call_s)
+
+    label_rates = step_rates = rates(engine.precision, engine.compile)
+    if share is None:
         assumed.append(
-            f"a node has {device.network_per_s / 1e9:g} GB/s to the others, as {device.sources['network_per_s']} "
-            "(--network-gb-per-s)"
+            f"matrix products reach {SHARE_OF_PEAK:g} of the peak in {engine.precision}, all else "
+            f"{memory_per_s / 1e9:,.0f} GB/s of memory (--share-of-peak of a whole step); no step was measured"
         )
-    assumed.append(f"a GPU has {device.link_per_s / 1e9:g} GB/s to the others of its node ({device.link})")
-    assumed.append(f"large collectives reach {SHARE_OF_LINK:g} of a link, small ones start in {1e6 * LATENCY_S:g} us")
-    assumed.append(f"AdamW reaches {SHARE_OF_MEMORY:g} of the memory's {device.memory_per_s / 1e9:,.0f} GB/s")
+    assumed.append(f"starting an operation takes {1e6 * step_rates.call_s:.3g} us")
+    if config.uses_pem and config.prompter is not None:
+        label_rates = rates(config.prompter.precision, config.prompter.compile)
+        assumed.append(f"the prompter reaches the same rates, in {config.prompter.precision}")
+    if network_per_s is None:
+        network_per_s = device.network_per_s
+        of_a_node = f"{network_per_s / 1e9:g} GB/s to the others, as {device.instance} of Amazon EC2"
+        assumed.append(f"a node has {of_a_node} (--network-gb-per-s)")
+    if link_per_s is None:
+        link_per_s = device.link_per_s
+        to_others = f"{link_per_s / 1e9:g} GB/s to the others of its node ({device.link})"
+        assumed.append(f"a GPU has {to_others} (--link-gb-per-s)")
+    inside, between = SHARE_OF_LINK[device.link.partition(" ")[0]], SHARE_OF_LINK["network"]
+    assumed.append(
+        f"large collectives reach {inside:g} of the link in a node and {between:g} of the network, small ones start in "
+        f"{1e6 * LATENCY_S:g} us"
+    )
+    assumed.append(f"the optimizer reads and writes {memory_per_s / 1e9:,.0f} GB/s of memory")
     assumed.append(f"CUDA takes {CONTEXT_BYTES / 1e9:g} GB of the memory for each process")
-    decode_s = _decode_s(config, measured, data, assumed)
     return Machine(
         name=device.name,
-        rates=rates,
+        rates=step_rates,
         label_rates=label_rates,
-        update_s=_ADAMW_BYTES / (SHARE_OF_MEMORY * device.memory_per_s),
+        update_s=_ADAMW_BYTES / memory_per_s,
+        gradient_s=_GRADIENT_BYTES[engine.zero_stage] / memory_per_s,
         update_tensor_s=0.0,
-        links=Links(SHARE_OF_LINK * device.link_per_s, network, LATENCY_S),
-        decode_s=decode_s,
+        links=Links(inside * link_per_s, between * network_per_s, LATENCY_S),
+        decode_s=_decode_s(config, measured, data, assumed),
         rest_s=measured.rest_s or 0.0,
-        peak_per_s=peak,
+        peak_per_s=device.peak_per_s[engine.precision],
         memory_bytes=device.memory_bytes,
         save_per_s=measured.save_per_s,
         assumed=assumed,
     )
+
+
+def _nearest_step(steps: Sequence[MeasuredStep], engine: EngineConfig, micro_batch: float) -> MeasuredStep:
+    """Of the run's number format; compiled like it if there is such a one, and of the nearest batch."""
+    fitting = [step for step in steps if step.precision == engine.precision]
+    if not fitting:
+        formats = " and ".join(sorted({step.precision for step in steps}))
+        raise ConfigError(
+            f"the step was measured in {formats}, and the run computes in {engine.precision}: measure with --precision "
+            f"{engine.precision}"
+        )
+    return min(fitting, key=lambda step: (step.is_compiled != engine.compile, abs(log(step.batch / micro_batch))))
+
+
+def _share_of(step: MeasuredStep, device: Device) -> float:
+    """Of the peak, that a measured step reached."""
+    peak = device.peak_per_s[step.precision]
+    if step.flops_per_s > peak:
+        raise ConfigError(
+            f"the step was measured with {step.flops_per_s / 1e12:.4g} TFLOP/s, more than the {peak / 1e12:.4g} of "
+            f"{device.name} in {step.precision}: it ran on something else"
+        )
+    return step.flops_per_s / peak
+
+
+def _differences(step: MeasuredStep, engine: EngineConfig, micro_batch: float) -> list[str]:
+    """Between the step that was measured and the run's; the share of the peak is taken all the same."""
+    found = []
+    if step.batch != micro_batch:
+        found.append(f"batches of {micro_batch:g} reach the share of the peak that was measured with {step.batch}")
+    if step.is_compiled != engine.compile:
+        was = "compiled" if step.is_compiled else "not compiled"
+        found.append(f"the step reaches the share of the peak that was measured {was} (train.engine.compile)")
+    return found
 
 
 def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data: Data) -> Machine:
@@ -159,7 +209,7 @@ def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data
         ConfigError: no rates of a machine, or those of a GPU, or in another number format than the run's.
     """
     if not measured.parts and measured.step_rates is None:
-        what = "a GPU, whose name in the table is wanted" if measured.flops_per_s else "no machine"
+        what = "a GPU, whose name in the table is wanted" if measured.steps else "no machine"
         raise ConfigError(
             f"--gpu {HERE}: the measured rates are of {what}; give the results of `alpro bench forecast --json FILE`"
         )
@@ -220,14 +270,12 @@ def _check_format(measured: Measured, config: RunConfig) -> None:
             )
 
 
-def _call_s(compiled: bool) -> float:
-    return CALL_S * (COMPILED_SHARE if compiled else 1)
-
-
 def _decode_s(config: RunConfig, measured: Measured, data: Data, assumed: list[str]) -> float | None:
-    """Seconds of a core for a sample; of more frames in proportion. Adds to `assumed` what is not measured."""
+    """Seconds of a core or the GPU for a sample; of more frames in proportion. Adds to `assumed` what is not known."""
     if config.stream.decode.device == "mixed":
-        return None
+        if measured.gpu_clip_s is None or data.stores_videos:
+            return None
+        return measured.gpu_clip_s * _frames(config, data) / _CLIP_FRAMES
     if data.stores_videos:
         each, known, whole = measured.video_s or VIDEO_S, measured.video_s, "a clip out of a stored video"
     else:

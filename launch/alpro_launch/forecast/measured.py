@@ -4,14 +4,17 @@
 |---|---|
 | `forecast` | all rates of a machine, for each number of ranks that it was measured with |
 | `step` | on a GPU the share of its peak; on a CPU the rates at the size of the published model |
+| `gpu` | the same share by batch and number format, the rate of its memory, and of its decoder of stored frames |
 | `stream`, `decode` | seconds of a core for a clip; `stream` also the bytes of a clip |
 | `end_to_end` | what a step takes beside its parts |
 | `checkpoint` | how fast a checkpoint is saved, while the trainer waits |
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,31 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from alpro_launch.forecast.devices import Precision
 from alpro_launch.forecast.parts import Parts, parts_of
 from alpro_launch.forecast.rates import MeasuredRates, fitted_rates
-from alpro_launch.forecast.work import Sizes, Work, work_of
+from alpro_launch.forecast.work import RunWork, Sizes, Work, work_of
 from alpro_stream.errors import ConfigError
 from alpro_stream.model.alpro import Heads, ModelConfig
 from alpro_stream.model.operations import pretraining_operations
 from alpro_stream.run import RunConfig
 
-READ = ("forecast", "step", "stream", "decode", "end_to_end", "checkpoint")
+READ = ("forecast", "gpu", "step", "stream", "decode", "end_to_end", "checkpoint")
 _STEP_TOKENS, _STEP_WORDS, _STEP_ENTITIES = 30, 30522, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """A step of the published model on a GPU.
+
+    Attributes:
+        batch: samples.
+        precision: of the products.
+        is_compiled: by torch.compile.
+        flops_per_s: executed.
+    """
+
+    batch: int
+    precision: Precision
+    is_compiled: bool
+    flops_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +60,16 @@ class Measured:
         num_cores: that it has.
         parts: by number of ranks.
         step_rates: of a CPU, from `step`.
-        flops_per_s: of a GPU, executed at the published size.
-        precision: number format in which rates were measured.
+        steps: of a GPU.
+        precision: number format in which rates of a CPU were measured.
+        copy_per_s: bytes a second that a copy inside a GPU reads and writes.
+        gpu_clip_s: of a GPU to decode a clip of four stored frames.
         clip_s: of a core for a clip of four stored frames, by augmentation.
         video_s: of a core for a clip out of a stored video.
         clip_bytes: read of a clip.
         rest_s: of a step beside its parts.
         save_per_s: bytes of a checkpoint a second.
-        taken: what was taken from which file.
+        taken: by benchmark, what was taken from which file.
     """
 
     machine: str = ""
@@ -55,14 +77,16 @@ class Measured:
     num_cores: float = 1.0
     parts: Mapping[int, Parts] = field(default_factory=dict)
     step_rates: MeasuredRates | None = None
-    flops_per_s: float | None = None
+    steps: Sequence[MeasuredStep] = ()
     precision: Precision | None = None
+    copy_per_s: float | None = None
+    gpu_clip_s: float | None = None
     clip_s: Mapping[str, float] = field(default_factory=dict)
     video_s: float | None = None
     clip_bytes: float | None = None
     rest_s: float | None = None
     save_per_s: float | None = None
-    taken: Sequence[str] = ()
+    taken: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Row(BaseModel):
@@ -91,6 +115,7 @@ class _Result(BaseModel):
     machine: _Where
     rows: list[_Row]
     content: dict[str, Any] = {}
+    quick: bool = False
 
     def value(self, name: str) -> float:
         """Of a row.
@@ -151,7 +176,7 @@ def read_measured(paths: Sequence[Path]) -> Measured:
             are from different machines.
     """
     found: dict[str, Any] = {}
-    taken: list[str] = []
+    taken: dict[str, str] = {}
     for path in paths:
         result = _read(path)
         name, gpus = result.benchmark, [gpu.name for gpu in result.machine.gpus]
@@ -164,16 +189,16 @@ def read_measured(paths: Sequence[Path]) -> Measured:
                 f"{path}: results of {name} without a usable {error}: measured by another version, or cut short; run "
                 f"`alpro bench {name} --json FILE` again"
             ) from error
-        if name in ("forecast", "step"):  # The others are the same on machines that differ in their GPU.
+        if name in ("forecast", "gpu", "step"):  # The others are the same on machines that differ in their GPU.
             if found.get("machine", machine) != machine:
                 raise ConfigError(
                     f"{path} was measured on {machine}, and a file before it on {found['machine']}: rates of one "
                     "forecast are from one machine; leave one of them out"
                 )
             found |= {"machine": machine, "gpus": gpus, "num_cores": result.machine.num_cores}
-        found |= new
-        taken.append(f"{name}: {', '.join(sorted(new))} ({path}, {machine})")
-    return Measured(**found, taken=tuple(taken))
+        found |= {**new, "steps": [*found.get("steps", ()), *new.get("steps", ())]}
+        taken[name] = f"{name}: {', '.join(sorted(new))} ({path}, {machine})"
+    return Measured(**found, taken=taken)
 
 
 def _read(path: Path) -> _Result:
@@ -223,14 +248,45 @@ def _step(result: _Result) -> dict[str, Any]:
         raise KeyError("content: batch")
     work, per_s = _published_work(batch), result.value("samples")
     if result.machine.gpus:
-        return {"flops_per_s": work.flops / batch * per_s, "precision": precision}
+        compiled = bool(result.content.get("compiled"))
+        return {"steps": [MeasuredStep(batch, precision, compiled, work.flops / batch * per_s)]}
     products = {model.video.width: result.limit("operations") * 1e9}
     rates = fitted_rates(products, [(work, model.video.width, batch / per_s)])
     return {"step_rates": rates, "precision": precision}
 
 
+_GPU_STEP = re.compile(r"step, (bf16|fp32), batch (\d+)(, compiled)?")
+
+
+def _gpu(result: _Result) -> dict[str, Any]:
+    """Of `benchmarks/gpu.sh`, which leaves out what cannot be measured."""
+    if result.quick or not result.machine.gpus:
+        raise ConfigError("results of gpu at toy size, which say nothing about a step; run `bash benchmarks/gpu.sh`")
+    steps = []
+    for row in result.rows:
+        if found := _GPU_STEP.fullmatch(row.name):
+            batch, per_s = int(found[2]), result.detail(row.name, "clips/s")
+            precision: Precision = "bf16" if found[1] == "bf16" else "fp32"
+            flops = _published_work(batch).flops / batch
+            steps.append(MeasuredStep(batch, precision, found[3] is not None, flops * per_s))
+    if not steps:
+        raise KeyError("step")
+    taken: dict[str, Any] = {"steps": steps}
+    if result.has("copy on the device"):
+        taken["copy_per_s"] = result.value("copy on the device") * 1e9
+    if result.has("frames, DALI mixed"):
+        taken["gpu_clip_s"] = 1 / result.value("frames, DALI mixed")
+    return taken
+
+
 def _published_work(batch: int) -> Work:
     """Of the step that `benchmarks/step.py` measures."""
+    work = _published_run().of("video", batch)
+    return work.forward + work.backward + work.labels
+
+
+@cache
+def _published_run() -> RunWork:
     config = RunConfig.model_validate(
         {
             "task": "pretrain",
@@ -240,8 +296,7 @@ def _published_work(batch: int) -> Work:
         }
     )
     sizes = Sizes(_STEP_WORDS, _STEP_ENTITIES, 0, config.model)
-    work = work_of(config, sizes, {"video": 1.0}).of("video", batch)
-    return work.forward + work.backward + work.labels
+    return work_of(config, sizes, {"video": 1.0})
 
 
 _CLIP_ROWS = {"": "none", ", published augmentation": "published", ", increasing augmentation": "increasing"}
@@ -283,6 +338,7 @@ def _checkpoint(result: _Result) -> dict[str, Any]:
 
 _TAKE = {
     "forecast": _forecast,
+    "gpu": _gpu,
     "step": _step,
     "stream": _stream,
     "decode": _decode,

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from alpro_launch.forecast.collectives import FLOAT_BYTES
+from alpro_launch.forecast.collectives import FLOAT_BYTES, KEPT_PARAMETERS
 from alpro_launch.forecast.devices import CONTEXT_BYTES
+from alpro_stream.train.engine import BUCKET_ELEMENTS
 
 _MOST = 0.95
 """Of the memory, that tensors get: the allocator leaves some of it in pieces."""
@@ -17,6 +18,7 @@ class Memory:
         weights: of the trained model.
         gradients: of the trained parameters.
         optimizer: AdamW's two moments and, from stage 1 on, its own copy of the parameters.
+        buckets: gradients on their way to the other ranks.
         activations: that the backward pass of a micro-batch waits for, roughly.
         prompter: its weights.
         decoder: the most that decoding on the GPU takes.
@@ -26,6 +28,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    buckets: float
     activations: float
     prompter: float
     decoder: float
@@ -34,7 +37,7 @@ class Memory:
     @property
     def total(self) -> float:
         """Of all."""
-        kept = self.weights + self.gradients + self.optimizer + self.activations
+        kept = self.weights + self.gradients + self.optimizer + self.buckets + self.activations
         return kept + self.prompter + self.decoder + self.context
 
     def fits(self, device_bytes: float) -> bool:
@@ -59,7 +62,8 @@ def memory_of(
     Args:
         parameters: of the model.
         trained: those with a gradient.
-        zero_stage: what is spread over the ranks: 1 the optimizer's, 2 gradients too, 3 the parameters too.
+        zero_stage: what is spread over the ranks: 1 the optimizer's, 2 gradients too, 3 the parameters too, which a
+            step of fewer than `KEPT_PARAMETERS` has all in memory all the same.
         num_ranks: that it is spread over.
         activations: bytes that the backward pass of one micro-batch waits for.
         prompter_parameters: of the prompter; 0 without.
@@ -68,10 +72,14 @@ def memory_of(
     own_copy = 1 if zero_stage in (1, 2) else 0
     spread = num_ranks if zero_stage else 1
     num_processes = 2 if prompter_parameters else 1
+    spreads_weights = zero_stage == 3 and parameters >= KEPT_PARAMETERS
+    # A bucket, and what is flattened of it to be sent. Without ZeRO all gradients are flattened at once.
+    buckets = 2 * min(BUCKET_ELEMENTS, trained) if zero_stage else trained if num_ranks > 1 else 0
     return Memory(
-        weights=FLOAT_BYTES * parameters / (num_ranks if zero_stage == 3 else 1),
+        weights=FLOAT_BYTES * parameters / (num_ranks if spreads_weights else 1),
         gradients=FLOAT_BYTES * trained / (num_ranks if zero_stage >= 2 else 1),
         optimizer=FLOAT_BYTES * trained * (2 + own_copy) / spread,
+        buckets=FLOAT_BYTES * buckets,
         activations=activations,
         prompter=FLOAT_BYTES * prompter_parameters,
         decoder=decoder_bytes,

@@ -29,21 +29,27 @@ class AssumedRates:
 
     Attributes:
         peak_per_s: floating point operations a second at best.
-        share: of the peak that a step reaches, all its other operations included.
+        share: of the peak that matrix products reach; of a whole step where `bytes_per_s` is infinite.
+        bytes_per_s: read and written by all other operations.
         call_s: to start one operation.
     """
 
     peak_per_s: float
     share: float
+    bytes_per_s: float
     call_s: float
 
     def seconds(self, work: Work, width: int) -> float:
         """The longer of computing and starting: whoever is ahead waits for the other."""
-        return max(work.flops / (self.peak_per_s * self.share), work.calls * self.call_s)
+        return max(self._computing_s(work), work.calls * self.call_s)
 
     def waits_for_calls(self, work: Work, width: int) -> bool:
         """See `Rates`."""
-        return work.calls * self.call_s > work.flops / (self.peak_per_s * self.share)
+        return work.calls * self.call_s > self._computing_s(work)
+
+    def _computing_s(self, work: Work) -> float:
+        """Products and all else, which follow each other on the device."""
+        return work.flops / (self.peak_per_s * self.share) + work.num_bytes / self.bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Forecast:
         weak: the same batch of a GPU on other numbers of them.
         notes: what is not known or was assumed.
         taken: which figures are measured.
+        decodes_on_gpu: whether the GPU of a rank decodes.
     """
 
     machine: Machine
@@ -42,6 +43,7 @@ class Forecast:
     weak: Sequence[ScalingRow]
     notes: Sequence[str]
     taken: Sequence[str]
+    decodes_on_gpu: bool
 
     @property
     def epoch_s(self) -> float | None:
@@ -170,9 +172,11 @@ def _run_lines(forecast: Forecast) -> Mapping[str, str]:
 def _decoding(forecast: Forecast) -> str:
     """What decoding has to do; how fast a GPU decodes is nowhere published for such pictures."""
     step, machine = forecast.step, forecast.machine
+    each = f"{step.clips_per_s / step.layout.num_ranks:,.1f} clips/s on each GPU"
     if machine.decode_s is None:
-        each = step.clips_per_s / step.layout.num_ranks
-        return f"{each:,.1f} clips/s on each GPU; how fast it decodes is not known: `alpro preflight` measures it"
+        return f"{each}; how fast it decodes is not known: `alpro preflight` measures it"
+    if forecast.decodes_on_gpu:
+        return f"{each}, which decodes {1 / machine.decode_s:,.0f}"
     cores = step.clips_per_s * machine.decode_s / step.layout.num_nodes
     return f"{cores:,.1f} cores of a node ({1e3 * machine.decode_s:.2f} ms of a core for a clip)"
 
@@ -196,10 +200,11 @@ def _memory_remedy(forecast: Forecast) -> str:
 
 
 def _scaling_table(title: str, rows: Sequence[ScalingRow], device_bytes: float | None) -> Table:
-    table = _empty(title, "GPUs", "batch", "of a GPU", "step, ms", "clips/s", "efficiency", "exchange", "memory")
+    names = ("GPUs", "batch", "of a GPU", "in parts", "step, ms", "clips/s", "efficiency", "exchange", "memory")
+    table = _empty(title, *names)
     for row in rows:
         if row.step is None:
-            table.add_row(str(row.num_ranks), "-", "-", "the lanes do not allow it", "-", "-", "-", "-")
+            table.add_row(str(row.num_ranks), "-", "-", "-", "the lanes do not allow it", "-", "-", "-", "-")
             continue
         step = row.step
         exchange = step.parts["gradients between ranks"] + step.parts["features between ranks"]
@@ -207,6 +212,7 @@ def _scaling_table(title: str, rows: Sequence[ScalingRow], device_bytes: float |
             str(row.num_ranks),
             str(step.layout.global_batch),
             f"{step.layout.rank_batch:g}",
+            str(step.layout.num_micro_batches),
             f"{1e3 * step.step_s:,.1f}",
             f"{step.clips_per_s:,.0f}",
             f"{100 * (row.efficiency or 0):.0f} %",

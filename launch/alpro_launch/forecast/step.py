@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from alpro_launch.forecast.collectives import Traffic, feature_bytes, seconds, zero_bytes
+from alpro_launch.forecast.collectives import Traffic, feature_bytes, seconds, zero_bytes, zero_calls
 from alpro_launch.forecast.facts import Facts
 from alpro_launch.forecast.machine import Machine
 from alpro_launch.forecast.memory import Memory, memory_of
@@ -212,17 +212,21 @@ def _computing(
 
 
 def _update_s(config: RunConfig, work: RunWork, machine: Machine, layout: Layout) -> float:
-    spread = layout.num_ranks if config.train.engine.zero_stage else 1
-    return work.trained / spread * machine.update_s + work.num_tensors * machine.update_tensor_s
+    stage = config.train.engine.zero_stage
+    spread = layout.num_ranks if stage else 1
+    # One rank without ZeRO sends nothing, and so copies nothing.
+    gradients = work.trained * machine.gradient_s if stage or layout.num_ranks > 1 else 0.0
+    return gradients + work.trained / spread * machine.update_s + work.num_tensors * machine.update_tensor_s
 
 
 def _traffic(config: RunConfig, work: RunWork, layout: Layout) -> Traffic:
-    engine, num_ranks = config.train.engine, layout.num_ranks
-    gradients = zero_bytes(work.trained, engine.zero_stage, num_ranks, layout.num_micro_batches)
+    stage, num_ranks, times = config.train.engine.zero_stage, layout.num_ranks, layout.num_micro_batches
+    gradients = zero_bytes(work.trained, stage, num_ranks, times)
+    calls = zero_calls(work.trained, work.num_tensors, stage, times)
     # Question answering looks at each question by itself.
     contrasts = config.task != "question_answering"
     features = feature_bytes(layout.global_batch, config.model.projection_size, num_ranks) if contrasts else 0.0
-    return Traffic(gradients, features, _NUM_COLLECTIVES)
+    return Traffic(gradients, calls, features, _NUM_COLLECTIVES)
 
 
 def _exchange_s(traffic: Traffic, machine: Machine, layout: Layout) -> tuple[float, float]:
@@ -238,7 +242,7 @@ def _exchange_s(traffic: Traffic, machine: Machine, layout: Layout) -> tuple[flo
 
 def _decoding_between(config: RunConfig, facts: Facts, machine: Machine, layout: Layout) -> dict[str, float]:
     """What decoding takes from the trainer: all of it without workers, and its share of cores that do both."""
-    if machine.decode_s is None:
+    if machine.decode_s is None or config.stream.decode.device == "mixed":
         return {}
     spent = layout.rank_batch * machine.decode_s
     if not config.stream.decode.num_workers:
@@ -253,7 +257,9 @@ def _beside(
     beside = {}
     decode = config.stream.decode
     workers = decode.num_processes if facts.data.stores_videos else decode.num_workers
-    if machine.decode_s is not None and decode.num_workers:
+    if decode.device == "mixed":
+        workers = 1  # The GPU of the rank.
+    if machine.decode_s is not None and workers:
         beside[DECODING] = layout.rank_batch * machine.decode_s / workers
     if storage_per_s and facts.data.clip_bytes:
         beside[READING] = layout.global_batch * facts.data.clip_bytes / storage_per_s
