@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -159,13 +160,7 @@ class Saved:
 def build(run_dir: Path, config: ModelConfig, zero_stage: int, world: World) -> Saved:
     """The model with the four losses' heads, after one step: until then there is no optimizer state."""
     tokenizer = Tokenizer(str(write_tokenizer(run_dir / "tokenizer")), NUM_TOKENS)
-    description = ModelDescription(
-        task="pretrain",
-        model=config,
-        vocab_size=VOCAB_SIZE,
-        num_tokens=NUM_TOKENS,
-        entities=tuple(f"entity {number}" for number in range(NUM_ENTITIES)),
-    )
+    description = _description(config)
     settings = validate(EngineConfig, {"zero_stage": zero_stage}, source="benchmarks/checkpoint.py")
     engine = Engine(Sum(description.build()), settings, OptimizerConfig(), world, rank_batch=1)
     engine.backward(engine())
@@ -215,10 +210,27 @@ def _sizes(quick: bool) -> dict[str, ModelConfig]:
     return {"demo": load_config(RunConfig, "configs/demo/pretrain.yaml", []).model, "published": ModelConfig()}
 
 
+def _description(config: ModelConfig) -> ModelDescription:
+    return ModelDescription(
+        task="pretrain",
+        model=config,
+        vocab_size=VOCAB_SIZE,
+        num_tokens=NUM_TOKENS,
+        entities=tuple(f"entity {number}" for number in range(NUM_ENTITIES)),
+    )
+
+
 def _num_parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
-        model = ModelDescription(task="pretrain", model=config, vocab_size=VOCAB_SIZE, num_tokens=NUM_TOKENS).build()
-    return count_parameters(model)["total"]
+        return count_parameters(_description(config).build())["total"]
+
+
+def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    sizes = {
+        f"{name}_million_parameters": round(_num_parameters(config) / 1e6, 1)
+        for name, config in _sizes(arguments.quick).items()
+    }
+    return {**sizes, "vocab_size": VOCAB_SIZE, "entities": NUM_ENTITIES}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,4 +239,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main("checkpoint", rows, add_arguments=_arguments)
+    main("checkpoint", rows, add_arguments=_arguments, describe_content=_describe)

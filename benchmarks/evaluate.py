@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -70,11 +71,28 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     ]
 
 
+def _sizes() -> ModelConfig:
+    return validate(ModelConfig, TINY_MODEL, source="benchmarks/evaluate.py")
+
+
 def _model() -> AlproModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    sizes = validate(ModelConfig, TINY_MODEL, source="benchmarks/evaluate.py")
-    return AlproModel(sizes, VOCAB_SIZE, Heads(vtm=True)).eval().to(device)
+    return AlproModel(_sizes(), VOCAB_SIZE, Heads(vtm=True)).eval().to(device)
+
+
+def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    size, sizes = QUICK_SIZE if arguments.quick else SIZE, _sizes()
+    return {
+        "captions": size,
+        "videos": size,
+        "image_size": sizes.video.image_size,
+        "width": sizes.text.width,
+        "multimodal_layers": sizes.text.num_multimodal_layers,
+        "tokens": TEXT_LENGTH,
+        "batch": BATCH,
+        "precision": "fp32",
+    }
 
 
 def _variants(model: AlproModel, size: int) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -129,4 +147,4 @@ def _recall_rows(name: str, model: Path, config: str, overrides: list[str]) -> l
 
 
 if __name__ == "__main__":
-    main("evaluate", rows)
+    main("evaluate", rows, describe_content=_describe)

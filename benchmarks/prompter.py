@@ -3,10 +3,13 @@
 The three take turns in one trainer: forward, backward and AdamW on made-up clips. `without labels` has labels that cost
 nothing, so the difference to `inline` is what labels cost. The process is handed each batch one step ahead; its steps
 are timed once its queue is full. With cores to spare (four and more, or a GPU) trainer and prompter have cores of their
-own; on fewer the trainer uses all of them, and the prompter's one thread comes on top.
+own; on fewer the trainer uses all of them, and the prompter's one thread comes on top. A step ends when the device has
+done it, as with a trainer that logs each: one that runs ahead of its GPU would wait for labels as long as for the step
+in front of them.
 
 Limits, in the same sitting: for steps and labels their operations (`alpro_stream.model.operations`, without AdamW) at
-the rate of a plain matrix product, on all cores and nothing beside it; for handing a batch over a copy of it in memory.
+the rate of a plain matrix product, on all cores and nothing beside it; for handing a batch over a copy of it in memory
+(none on a GPU, where the copy is only queued).
 
 The memory over exchanges is that of a small model's prompter and of its trainer, after both are warm.
 """
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -46,7 +50,7 @@ from alpro_stream.prompter.client import InlinePrompter, PrompterClient, Prompte
 from alpro_stream.prompter.labels import Labeller
 from alpro_stream.stream.batch import Batch
 from alpro_stream.train.rehearsal import made_up_batch
-from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.harness import Measurement, Row, Target, main, measure, quotients
 from benchmarks.step import NUM_ENTITIES, NUM_TOKENS, VOCAB_SIZE
 from benchmarks.timing import copy_rate, matrix_product_rate, wait_for_device
 
@@ -107,18 +111,18 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     else:
         over_inline, waiting = Target(at_most=1.15), None
     overlap = Measurement(tuple(1 - wait / each for wait, each in zip(waits.samples, labels.samples, strict=True)))
-    share = _quotients(waits, steps["process"])
+    share = quotients(waits, steps["process"])
     return [
         *(
             Row.of(f"step, {name}", seconds, "s", limits.step_s[name], limit_of="matrix product")
             for name, seconds in steps.items()
         ),
-        Row.of("process over inline", _quotients(steps["process"], steps["inline"]), "x", target=over_inline),
-        Row.of("inline over without labels", _quotients(steps["inline"], steps["without labels"]), "x"),
-        Row.of("process over without labels", _quotients(steps["process"], steps["without labels"]), "x"),
+        Row.of("process over inline", quotients(steps["process"], steps["inline"]), "x", target=over_inline),
+        Row.of("inline over without labels", quotients(steps["inline"], steps["without labels"]), "x"),
+        Row.of("process over without labels", quotients(steps["process"], steps["without labels"]), "x"),
         Row.of("labels, inline", inline_labels, "s", limits.labels_s, limit_of="matrix product"),
         Row.of("labels, process", labels, "s", limits.labels_s, limit_of="matrix product"),
-        Row.of("handing a batch over", handing, "s", limits.copy_s, limit_of="memory copy"),
+        Row.of("handing a batch over", handing, "s", limits.copy_s, limit_of="memory copy" if limits.copy_s else ""),
         Row.of("wait for labels over step", share, "x", target=waiting),
         Row.of("labels hidden behind the step", overlap, "x"),
         *memory,
@@ -132,12 +136,12 @@ class Limits:
     Attributes:
         step_s: of a step, by variant.
         labels_s: of the labels of a batch.
-        copy_s: of handing a batch over.
+        copy_s: of handing a batch over; None on a GPU.
     """
 
     step_s: dict[str, float]
     labels_s: float
-    copy_s: float
+    copy_s: float | None
 
 
 class Bench:
@@ -146,11 +150,9 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         cores = len(os.sched_getaffinity(0))
-        spare = cores >= FEWEST_SPARE_CORES
-        # Labels are about a sixth of the work of a step.
-        prompter_threads = max(1, cores // 4) if spare else 1
-        self.has_spare_cores = spare or self.device.type == "cuda"
-        torch.set_num_threads(cores - prompter_threads if spare else cores)
+        trainer_threads, prompter_threads = threads_of(cores)
+        self.has_spare_cores = cores >= FEWEST_SPARE_CORES or self.device.type == "cuda"
+        torch.set_num_threads(trainer_threads)
         if self.device.type == "cpu":
             keep_freed_memory()  # As `alpro train` does.
         config = MODELS[arguments.model]
@@ -241,7 +243,8 @@ class Bench:
         torch.set_num_threads(self._num_cores)
         on_gpu = self.device.type == "cuda"
         rate = matrix_product_rate(8192 if on_gpu else 1024, self._dtype, self.device)
-        copied = copy_rate(self._batch.frames_BTHWC.numel())
+        num_bytes = self._batch.frames_BTHWC.numel()
+        copy_s = None if on_gpu else num_bytes / copy_rate(num_bytes)
         torch.set_num_threads(threads)
         of_one, size = self._operations, len(self._batch)
         without = size * (of_one.step - of_one.prompter) / rate
@@ -250,7 +253,7 @@ class Bench:
             # On a GPU too, prompter and trainer share what multiplies.
             {"without labels": without, "inline": without + labels, "process": without + labels},
             labels,
-            self._batch.frames_BTHWC.numel() / copied,
+            copy_s,
         )
 
     def _seconds(self, step: Callable[[], None]) -> float:
@@ -258,7 +261,6 @@ class Bench:
         started = time.perf_counter()
         for _ in range(STEPS_OF_A_SAMPLE):
             step()
-        wait_for_device()
         return (time.perf_counter() - started) / STEPS_OF_A_SAMPLE
 
     def _train(self, labels: SoftLabels) -> None:
@@ -272,6 +274,7 @@ class Bench:
         terms.total.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        wait_for_device()
 
 
 def memory_rows(exchanges: int) -> list[Row]:
@@ -306,6 +309,14 @@ def memory_rows(exchanges: int) -> list[Row]:
     ]
 
 
+def threads_of(num_cores: int) -> tuple[int, int]:
+    """Threads of the trainer and of the prompter; each has cores of its own where there are cores to spare."""
+    if num_cores < FEWEST_SPARE_CORES:
+        return num_cores, 1
+    prompter = num_cores // 4  # Labels are about a sixth of the work of a step.
+    return num_cores - prompter, prompter
+
+
 def _batch(config: ModelConfig, size: int) -> Batch:
     video = config.video
     batch = made_up_batch("video", size, 1, (video.num_frames, video.image_size), NUM_TOKENS, VOCAB_SIZE, 0)
@@ -313,9 +324,19 @@ def _batch(config: ModelConfig, size: int) -> Batch:
     return replace(batch, boxes_B4=torch.tensor([[0, 0, side, side]] * size))
 
 
-def _quotients(above: Measurement, below: Measurement) -> Measurement:
-    """Round by round: both of a round met the same moment of the machine."""
-    return Measurement(tuple(a / b for a, b in zip(above.samples, below.samples, strict=True)))
+def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    video = MODELS[arguments.model].video
+    trainer_threads, prompter_threads = threads_of(len(os.sched_getaffinity(0)))
+    return {
+        "model": arguments.model,
+        "image_size": video.image_size,
+        "width": video.width,
+        "batch": arguments.batch,
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
+        "trainer_threads": trainer_threads,
+        "prompter_threads": prompter_threads,
+    }
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -328,4 +349,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main("prompter", rows, add_arguments=_arguments)
+    main("prompter", rows, add_arguments=_arguments, describe_content=_describe)

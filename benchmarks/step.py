@@ -3,8 +3,8 @@
 `literal` is the method as separate passes (`benchmarks/literal.py`). Each of the two lives in a process of its own, as
 it would for a user (only ours keeps freed memory, as `alpro train` does), and they take turns; each sample of a rate is
 taken between two of a plain matrix product. The `operations` are those of the method (`alpro_stream.model.operations`),
-whatever an implementation saves of them. The parts are seconds of one step, with limits from the matrix product; on a
-GPU every part waits for the device, so they add up to more than the step.
+whatever an implementation saves of them. The parts are seconds of one step that is not compiled, with limits from the
+matrix product; on a GPU every part waits for the device, so they add up to more than the step.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -113,7 +114,7 @@ class Worker:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name = name
         options = ["--batch", str(arguments.batch), "--precision", arguments.precision]
-        options += [f"--{flag}" for flag in ("compile", "small") if getattr(arguments, flag)]
+        options += ["--compile" if arguments.compile else "--no-compile"] + ["--small"] * arguments.small
         command = [sys.executable, "-m", "benchmarks.step", *options, "--worker", name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -164,6 +165,7 @@ class Step:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+        self._is_compiled = arguments.compile
         self.config = SMALL if arguments.small else ModelConfig()
         torch.manual_seed(0)
         heads = Heads.of("pretrain", NUM_ENTITIES)
@@ -174,7 +176,8 @@ class Step:
         self.prompter = DualEncoder(self.config, VOCAB_SIZE).to(self.device)
         self.inputs = _inputs(self.config, arguments.batch, self.device)
         banks = {"video": self.inputs.bank_ME, "image": self.inputs.bank_ME}
-        self.labeller = Labeller(self.prompter, banks, PemConfig(), self.config.video.patch_size)
+        patch_size = self.config.video.patch_size
+        self.labeller = Labeller(self.prompter, banks, PemConfig(), patch_size, compile=arguments.compile)
         self.operations: Operations = pretraining_operations(self.config, NUM_TOKENS, VOCAB_SIZE, heads)
         self._product_size = 8192 if self.device.type == "cuda" else (256 if arguments.small else 2048)
 
@@ -220,7 +223,8 @@ class Step:
 
     def parts(self) -> dict[str, tuple[float, float]]:
         """Seconds of the parts of one step, and their operations for one sample."""
-        with Stopwatch() as watch, self._autocast():
+        eager = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
+        with eager, Stopwatch() as watch, self._autocast():
             watch.on(Labeller, "__call__", "prompter")
             labels = self._labels()
             # After the prompter, which has a video encoder too.
@@ -279,6 +283,8 @@ def _goals(device: str, arguments: argparse.Namespace) -> tuple[Target | None, T
     if arguments.small:
         return None, None, None
     if device == "cuda":
+        if arguments.precision != "bf16" or not arguments.compile:
+            return None, None, None
         return Target(at_least=3.0), None, Target(at_least=0.5)
     if arguments.precision == "bf16":
         # Only where the processor multiplies in bf16; elsewhere it is converted back and forth.
@@ -327,13 +333,20 @@ def _inputs(config: ModelConfig, size: int, device: torch.device) -> Inputs:
 
 
 def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("batch", "precision", "compile")}
+    return {"batch": arguments.batch, "precision": arguments.precision, "compiled": arguments.compile}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=4, help="samples of a step (default 4)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    on_gpu = torch.cuda.is_available()
+    # On a GPU those of the promise.
+    batch, precision = (64, "bf16") if on_gpu else (4, "fp32")
+    parser.add_argument("--batch", type=int, default=batch, help=f"samples of a step (here {batch})")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default=precision, help=f"bf16 is autocast (here {precision})"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="torch.compile (on a GPU)"
+    )
     parser.add_argument("--worker", choices=("step", "literal"), help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help="a model of toy size: to see that it runs")
 

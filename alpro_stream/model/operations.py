@@ -7,6 +7,7 @@ nothing twice. Chowdhery et al. 2022, appendix B, call its ratio to the peak of 
 Legend: T frames, P patches of a frame, D width, F width of an MLP, L text tokens, S = L + 1 + P.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -16,17 +17,25 @@ from alpro_stream.model.alpro import Heads, ModelConfig, Task
 
 PEAK_PER_S = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
 }
-"""bf16 operations a second of tensor cores without sparsity, by a part of the device's name: NVIDIA's data sheets of
-the A100 (2021), the H100 (2022) and the H200 (2023)."""
+"""bf16 operations a second of tensor cores without sparsity, by words of the device's name, the more special ones
+first: NVIDIA's data sheets."""
 
 
 def peak_per_s(device_name: str) -> float | None:
-    """The peak of a device in bf16; None for one that is not in the table."""
-    return next((peak for name, peak in PEAK_PER_S.items() if name in device_name), None)
+    """The peak of a device in bf16, by its name in CUDA; None for one that is not in the table."""
+    # Whole words: an L40S is no L4.
+    found = (peak for name, peak in PEAK_PER_S.items() if re.search(rf"\b{re.escape(name)}\b", device_name))
+    return next(found, None)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class PrompterClient:
         device: of the batches; those of a CUDA device stay on it, others pass through shared memory.
 
     Attributes:
-        labels_s: seconds that the process spent on the labels collected last; 0 before.
+        labels_s: seconds that the process spent on the labels collected last, once it had their batch; 0 before.
     """
 
     def __init__(

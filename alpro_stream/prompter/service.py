@@ -5,8 +5,9 @@ Protocol, over one pipe (sequence numbers rise by one, a slot is reused only aft
     trainer -> service   (sequence, slot, number of samples, of frames, kind), or None to end
     service -> trainer   ("ready", pid), then ("done", sequence, seconds) or ("failed", reason)
 
-On a GPU a request only says that the copy into the slot is on its way: this process's stream waits for the slot's
-event, so that the trainer need not wait for its own stream. An answer says that the labels are there.
+On a GPU a request only says that the copy into the slot is on its way: this process waits for the slot's event, so
+that the trainer need not wait for its own stream. An answer says that the labels are there; its seconds are theirs
+alone, without that wait.
 """
 
 import os
@@ -92,9 +93,9 @@ class Buffers:
             self.written[slot].record(torch.cuda.current_stream(self.device))
 
     def await_written(self, slot: int) -> None:
-        """Makes the caller's stream wait until what was announced has been written."""
+        """Returns when what was announced has been written."""
         if self.written:
-            self.written[slot].wait(torch.cuda.current_stream(self.device))
+            self.written[slot].synchronize()
 
 
 def _shared(tensor: Tensor) -> Tensor:
@@ -121,8 +122,8 @@ def serve(
         pipe.send(("ready", os.getpid()))
         while (request := pipe.recv()) is not None:
             sequence, slot, size, num_frames, kind = request
-            started = time.perf_counter()
             buffers.await_written(slot)
+            started = time.perf_counter()
             frames_BTHWC = buffers.frames_SBTHWC[slot, :size, :num_frames].to(labeller.device)
             labels = labeller(frames_BTHWC, buffers.boxes_SB4[slot, :size].to(labeller.device), kind)
             buffers.labels_SBM[slot, :size] = labels.labels_BM

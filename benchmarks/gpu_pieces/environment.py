@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import machine
 
-MADE_FOR = {"python": "3.12", "torch": "2.11", "cuda": "13.0", "transformers": "5.17"}
+MADE_FOR = {"python": "3.12", "torch": "2.11", "cuda": "13.0", "transformers": "5.17", "nvidia-dali-cuda130": "2.4"}
 """Versions, or how they begin, that this is meant to run on; others are said, and tried."""
 
 _MODULES = {
@@ -26,7 +26,6 @@ _MODULES = {
     "omegaconf": "every configuration",
     "timm": "the video encoder",
     "transformers": "the text encoder",
-    "ray": "shards of the example clips, unless they are there",
     "pytest": "the tests",
     "pytest_timeout": "the tests",
     "hypothesis": "the tests",

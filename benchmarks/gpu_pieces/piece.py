@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -39,6 +40,11 @@ class Setting:
     def is_cuda(self) -> bool:
         """Whether it is a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def precision(self) -> Literal["bf16", "fp32"]:
+        """bf16 on a GPU; many CPUs only imitate it, tens of times slower than they multiply in fp32."""
+        return "bf16" if self.is_cuda else "fp32"
 
     def repetitions(self, wanted: int) -> int:
         """How often something is measured."""

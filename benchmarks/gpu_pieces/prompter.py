@@ -17,8 +17,7 @@ def measured(setting: Setting) -> Sequence[Row]:
     """Steps without labels, with labels inline and with the process, in turn."""
     size = 4 if setting.is_quick else 32
     model = "small" if setting.is_quick else "base"
-    precision = "bf16" if setting.is_cuda else "fp32"
-    with Bench(argparse.Namespace(model=model, batch=size, precision=precision, compile=False)) as bench:
+    with Bench(argparse.Namespace(model=model, batch=size, precision=setting.precision, compile=False)) as bench:
         variants = {"without labels": bench.without_labels, "inline": bench.inline, "process": bench.process}
         steps = measure(variants, setting.repetitions(7))
         # Behind the first round, which is warm-up.
@@ -36,6 +35,8 @@ def measured(setting: Setting) -> Sequence[Row]:
         "labels, by the process beside the step": Measurement(tuple(size / each for each in labels.samples)),
         "labels, inline": Measurement(tuple(size / each for each in inline.samples)),
     }
+    # This process has a labeller of its own; that of the prompter's process is not counted.
+    peak = {f"trainer with inline labeller, {name}": gib for name, gib in peak_gib(setting.device).items()}
     return [
         *(
             Row.of(f"step, labels: {name}", rate, "clips/s", alone, limit_of="without labels")
@@ -47,7 +48,7 @@ def measured(setting: Setting) -> Sequence[Row]:
             over,
             "x",
             target=Target(at_most=1.05) if promised else None,
-            details=peak_gib(setting.device),
+            details=peak,
         ),
         Row.of("wait for labels", shares, "of the step", target=Target(at_most=0.01) if promised else None),
     ]

@@ -7,7 +7,7 @@ is in the details.
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -58,7 +58,7 @@ QUICK_CASES = (Case(batch=2), Case(batch=2, checkpointing=True))
 
 
 def parts(setting: Setting) -> Parts:
-    cases = QUICK_CASES if setting.is_quick else CASES
+    cases = [replace(case, precision=setting.precision) for case in QUICK_CASES] if setting.is_quick else CASES
     return {case.name: partial(measured, setting, case, partial(build, setting, case)) for case in cases}
 
 

@@ -1,6 +1,6 @@
-"""The step of `step.py` under torch.compile, which takes minutes; and over a literal transcription of the method.
+"""The step of `step.py` under torch.compile, prompter included; and over a literal transcription of the method.
 
-Without a GPU nothing is compiled, as that takes longer on a CPU and says nothing of a GPU.
+To compile it takes minutes. Without a GPU nothing is compiled, as that takes longer on a CPU and says nothing of a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ def parts(setting: Setting) -> Parts:
     # Of the ratio: MFU, as the design has it.
     case = Case(batch=64, compile=True, target=Target(at_least=0.5, of="ratio"))
     if setting.is_quick:
-        case = Case(batch=2, compile=True)
+        case = Case(batch=2, precision=setting.precision, compile=True)
     built = cache(partial(build, setting, case))  # Once: compiling takes most of the time.
     works = {case.name: measured, f"{case.name}, over separate passes": over_literal}
     return {name: partial(_with_compiler, work, setting, case, built) for name, work in works.items()}

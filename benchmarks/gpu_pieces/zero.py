@@ -37,7 +37,8 @@ def measured(setting: Setting, stage: Literal[0, 1, 2, 3]) -> Sequence[Row]:
     heads = Heads.of("pretrain", NUM_ENTITIES)
     objective = PretrainObjective(AlproModel(config, VOCAB_SIZE, heads), ObjectiveConfig())
     world = join_world(60)
-    engine = Engine(objective, EngineConfig(zero_stage=stage, precision="bf16"), OptimizerConfig(), world, size)
+    how = EngineConfig(zero_stage=stage, precision=setting.precision)
+    engine = Engine(objective, how, OptimizerConfig(), world, size)
     try:
         shape = (config.video.num_frames, config.video.image_size)
         batch = made_up_batch("video", size, 1, shape, NUM_TOKENS, VOCAB_SIZE, rank=0).to(world.device)
@@ -45,12 +46,13 @@ def measured(setting: Setting, stage: Literal[0, 1, 2, 3]) -> Sequence[Row]:
         labels = SoftLabels(labels_BM, torch.ones(size, dtype=torch.bool, device=world.device))
         step = Step(engine, world, num_micro_batches=1, seed=0)
         seconds = repeat(lambda: step.train(batch, labels, 1e-4), setting.repetitions(7))
-        product = matrix_product_rate(8192 if setting.is_cuda else 256, torch.bfloat16, world.device, count=5)
+        dtype = torch.bfloat16 if setting.is_cuda else torch.float32
+        product = matrix_product_rate(8192 if setting.is_cuda else 256, dtype, world.device, count=5)
         details = {"clips/s": size / statistics.median(seconds), **peak_gib(world.device)}
     finally:
         engine.close()
     counted = pretraining_operations(config, NUM_TOKENS, VOCAB_SIZE, heads)
     operations = size * (counted.forward + counted.backward) / 1e12
     rates = Measurement(tuple(operations / each for each in seconds))
-    name = f"whole step, bf16, batch {size}, ZeRO {stage}"
+    name = f"whole step, {setting.precision}, batch {size}, ZeRO {stage}"
     return [Row.of(name, rates, "TFLOP/s", product / 1e12, details=details, limit_of="matrix product")]

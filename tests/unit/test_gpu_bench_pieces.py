@@ -2,13 +2,22 @@
 
 import importlib
 import math
+from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
+from stream_parts import open_maker, stream_config
 
 import benchmarks.prompter
+from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError
 from alpro_stream.prompter.client import InlinePrompter
+from alpro_stream.run import RunConfig
+from alpro_stream.testing.configs import tiny_run, write_corpus
+from alpro_stream.testing.shards import write_tokenizer
+from alpro_stream.train.checkpoint import complete_checkpoints
+from alpro_stream.train.metrics import read_metrics
 from benchmarks.gpu_pieces import decode, end_to_end
 from benchmarks.gpu_pieces.budget import PIECES
 from benchmarks.gpu_pieces.journal import Journal
@@ -150,15 +159,24 @@ def test_codecs_without_an_encoder_are_left_out(monkeypatch):
         decode.made_up_video("hevc", 5)
 
 
-def test_without_shards_of_the_example_clips_it_trains_on_made_up_frames(monkeypatch, tmp_path):
-    def fails(*arguments):
-        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+def test_it_trains_on_frames_of_the_example_clips_or_on_made_up_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(end_to_end, "_SHARDS", (6, 4))
+    for name, folder in (("example clips", decode.EXAMPLES), ("made-up frames", tmp_path / "none")):
+        monkeypatch.setattr(end_to_end, "example_frames", partial(decode.example_frames, folder=folder))
+        root = tmp_path / name
+        write_tokenizer(root / "tokenizer")
+        assert end_to_end.write_shards(root / "train", is_quick=False) == name
+        maker, plan = open_maker(stream_config(root))
+        with closing(maker):
+            batch = maker.make(plan, 0, range(4))
+        assert batch.valid_B.all()
+        assert len(batch.frames_BTHWC.flatten(1).unique(dim=0)) == 8, "each clip has frames of its own"
 
-    monkeypatch.setattr(end_to_end, "make_shards", fails)
-    bench = object.__new__(end_to_end.Bench)
-    bench._setting = Setting(torch.device("cuda", 0), is_quick=False)
-    bench._folder = type("Folder", (), {"name": str(tmp_path)})
-    monkeypatch.setattr(end_to_end, "write_dataset", lambda path, **options: path.mkdir(parents=True))
-    shards, content = bench._open_shards()
-    assert content == "made-up frames"
-    assert (shards / "tokenizer" / "vocab.txt").is_file()
+
+def test_a_measured_training_saves_nothing(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"train.max_steps": 4, "train.checkpoint_every": 10}
+    config = validate(RunConfig, tiny_run(corpus, tmp_path / "run", changes), source="test")
+    end_to_end.train_without_saving(config, 3)
+    assert [line["step"] for line in read_metrics(config.run_dir)] == [1, 2, 3]
+    assert complete_checkpoints(config.run_dir) == []

@@ -21,7 +21,12 @@ GPU = {
 }
 FOUND = {
     "machine": {"system": "Linux", "cpu": "a CPU", "num_cores": 16.0, "memory_gib": 128.0, "gpus": []},
-    "versions": {"python": "3.12.3", "torch": "2.11.0", "transformers": "5.17.0"},
+    "versions": {
+        "python": "3.12.3",
+        "torch": "2.11.0",
+        "transformers": "5.17.0",
+        "nvidia-dali-cuda130": "2.4.0",
+    },
     "commit": "abc",
     "gpu": GPU,
     "missing": {"ray": "shards"},
@@ -122,6 +127,7 @@ def test_other_versions_are_named():
         "torch 2.110.0; this is made for 2.11",
         "cuda 12.8; this is made for 13.0",
         "transformers is missing; this is made for 5.17",
+        "nvidia-dali-cuda130 is missing; this is made for 2.4",
     ]
 
 

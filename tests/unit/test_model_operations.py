@@ -10,6 +10,7 @@ from alpro_stream.model.operations import (
     answering_operations,
     contrastive_operations,
     count_parameters,
+    peak_per_s,
     pretraining_operations,
     retrieval_operations,
     step_operations,
@@ -123,6 +124,31 @@ def test_parameters_of_the_published_model():
     assert counts["dual"] == video + text + 2 * (768 * 256 + 256) + 1
     assert counts["multimodal"] == 6 * layer
     assert counts["total"] == pytest.approx(235.0e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", 70),
+    ],
+)
+def test_the_peak_is_that_of_the_device(device, tflops):
+    assert peak_per_s(device) == tflops * 1e12
+
+
+@pytest.mark.parametrize("device", ["NVIDIA L40", "NVIDIA A10", "NVIDIA A1000", "NVIDIA GeForce RTX 4090", ""])
+def test_devices_that_only_sound_alike_have_no_peak(device):
+    assert peak_per_s(device) is None
 
 
 def test_what_is_frozen_has_no_backward_pass():
