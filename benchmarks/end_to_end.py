@@ -1,12 +1,14 @@
 """Where each millisecond of a step goes: the demo's pre-training, with loader thread and prompter process at work.
 
 The rows from `step` to `rest` are the trainer's; the parts add up to the step. The rows `beside: ...` run at the same
-time and cost the trainer only what it waits, and the cores they share with it. Limits, measured in the same sitting: a
-plain matrix product for `forward`, `backward` and `labels` (their floating point operations at its rate); a copy in
-memory for `update` (AdamW reads four numbers of each parameter and writes three); for `decode` libjpeg-turbo on bytes
-in memory, in as many threads as the loader has workers; for `read` the same members by `pread` and nothing else; for
-`text` the `tokenizers` library on as many captions. Below the table the parts are drawn, with one sentence on what to
-change; `--chart FILE` writes them as an SVG.
+time and cost the trainer only what it waits, and the cores they share with it; of the loader they are what its thread
+spends or waits, and its workers decode meanwhile, so a stage may be shorter than its limit. Rows are means.
+
+Limits, measured in the same sitting: a plain matrix product for `forward`, `backward` and `labels` (their floating
+point operations at its rate); a copy in memory for `update` (AdamW reads four numbers of each parameter and writes
+three); for `decode` libjpeg-turbo on bytes in memory, in as many threads as the loader has workers; for `read` the same
+members by `pread` and nothing else; for `text` the `tokenizers` library on as many captions. Below the table the parts
+are drawn, with one sentence on what to change; `--chart FILE` writes them as an SVG.
 
 `data wait at base size` is the share of a step of the published model in which it waits for the same stream.
 """
@@ -211,8 +213,16 @@ def _per_step(calls: Sequence[float], num_steps: int) -> list[float]:
 
 
 def _row(name: str, seconds: Sequence[float], limit_s: float | None = None, limit_of: str = "") -> Row:
+    """The mean: only means of parts add up to that of the step, and a wait that is rare and long is in it."""
     milliseconds = Measurement(tuple(1000 * value for value in seconds[WARMUP_STEPS:]))
-    return Row.of(name, milliseconds, "ms", None if limit_s is None else 1000 * limit_s, limit_of=limit_of)
+    return Row(
+        name=name,
+        value=statistics.mean(milliseconds.samples),
+        unit="ms",
+        spread=milliseconds.spread,
+        limit=None if limit_s is None else 1000 * limit_s,
+        limit_of=limit_of,
+    )
 
 
 def _check_demo_ran(config: RunConfig) -> None:

@@ -86,6 +86,11 @@ def measure(variants: Mapping[str, Callable[[], float]], repetitions: int, warmu
     return {name: Measurement(tuple(values)) for name, values in samples.items()}
 
 
+def quotients(above: Measurement, below: Measurement) -> Measurement:
+    """Of samples taken in turn, round by round: both of a round met the same moment of the machine."""
+    return Measurement(tuple(a / b for a, b in zip(above.samples, below.samples, strict=True)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What the project promises: a bound on a row's value, or on its ratio to the limit.

@@ -3,7 +3,7 @@
 ``dataset.json`` lists 10,000 shards of 1,000 samples, all of which are there, as links to one real shard of small
 frames: what is opened and read is what a real data set of that size would have read. What is timed or weighed runs in a
 process of its own. Samples in flight do not grow with the data set, so the soak takes one of 100 shards, where its
-100,000 clips are a whole pass.
+100,000 clips are a whole pass. The index of a shard, made up and in memory, is parsed in this one.
 
 Limits, in the same process: for opening, parsing ``dataset.json`` with nothing checked; for the loader, libjpeg-turbo
 on the same frames in memory in as many threads as it has workers. Planning has none: it is arithmetic alone.
@@ -28,6 +28,7 @@ import numpy as np
 import simplejpeg
 
 from alpro_stream.errors import ConfigError
+from alpro_stream.shards.index import Member, ShardIndex, format_index
 from alpro_stream.shards.layout import DATASET_FILE, DatasetInfo, index_path, save_dataset_info, shard_name, tar_path
 from alpro_stream.stream.clips import build_clip_decoder
 from alpro_stream.stream.config import StreamConfig, make_plan
@@ -44,6 +45,8 @@ from benchmarks.timing import repeat
 NUM_SHARDS, SHARD_SIZE, SOAK_SHARDS = 10_000, 1_000, 100
 GLOBAL_BATCH, NUM_LANES, NUM_RANKS = 256, 16, 16
 STORED_SIZE, IMAGE_SIZE, PATCH_SIZE, NUM_FRAMES = 64, 56, 8, 2
+INDEX_FRAMES = 21
+"""Of a sample in the index that is parsed; 23 members with metadata and caption."""
 PLANNED_STEPS = 1_000
 """Timed together: a lane mixes a window every 500 steps, so that each sample holds equally many."""
 _WARM_SHARE = 0.2
@@ -60,6 +63,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         return [
             *_open_rows(large, 1 if arguments.quick else 5),
             *_resume_rows(large, 1 if arguments.quick else 7),
+            *index_rows(2 if arguments.quick else 15),
             *plan_rows((SHARD_SIZE,) * NUM_SHARDS, PLANNED_STEPS, 2 if arguments.quick else 7),
             # The few clips of a quick one are over before the buffers have filled: nothing to promise there.
             *(_soak_rows(soak, 5_000, None) if arguments.quick else _soak_rows(soak, 100_000, Target(at_most=1))),
@@ -107,16 +111,39 @@ def _resume_rows(directory: Path, repetitions: int) -> list[Row]:
         },
         repetitions,
     )
+    # Round by round: both of a round met the same moment of the machine.
+    pairs = zip(found["middle"].samples, found["start"].samples, strict=True)
+    beyond = Measurement(tuple(resumed - started for resumed, started in pairs))
     return [
         Row.of("first batch, start of a pass", found["start"], "s"),
         Row.of("first batch, resumed in the middle", found["middle"], "s"),
-        Row(
-            name="resumed in the middle, beyond the start",
-            value=found["middle"].median - found["start"].median,
-            unit="s",
-            target=Target(at_most=1),
-        ),
+        Row.of("resumed in the middle, beyond the start", beyond, "s", target=Target(at_most=1)),
     ]
+
+
+def index_rows(repetitions: int) -> list[Row]:
+    """A shard's index: its size, and parsing all of it; a step parses no lines but those of its samples."""
+    extensions = ["json", "txt", *(f"{frame:03d}.jpg" for frame in range(INDEX_FRAMES))]
+    data = format_index(
+        [
+            [
+                Member(extension, 16_384 * (slot * len(extensions) + place), 15_000, f"{slot:09d}.{extension}")
+                for place, extension in enumerate(extensions)
+            ]
+            for slot in range(SHARD_SIZE)
+        ]
+    )
+
+    def parse_ms() -> float:
+        started = time.perf_counter()
+        index = ShardIndex(data, "of the benchmark")
+        for slot in range(len(index)):
+            index.members(slot)
+        return 1000 * (time.perf_counter() - started)
+
+    name = f"index of {SHARD_SIZE * len(extensions):,} members"
+    parsing = measure({"parse": parse_ms}, repetitions)["parse"]
+    return [Row.of(f"{name}: parsing", parsing, "ms"), Row(name=f"{name}: size", value=len(data) / 1e6, unit="MB")]
 
 
 def plan_rows(shard_sizes: tuple[int, ...], num_steps: int, repetitions: int) -> list[Row]:

@@ -4,14 +4,16 @@ As `python benchmarks/readme.py`.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from alpro_stream.errors import ConfigError
 from alpro_stream.pages.ablation_page import SpreadPlot, SpreadRow
 from benchmarks.charts import Bar, bar_chart, spread_chart
 from benchmarks.step_parts import advice, bars
-from benchmarks.targets import Results, load_reasons, markdown, number, target_text
-from benchmarks.tuning import settings
+from benchmarks.targets import Results, load_reasons, load_unmeasured, markdown, number, target_text
+from benchmarks.tuning import settings, training_settings
 
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
@@ -22,6 +24,9 @@ FORECAST = Path("docs/forecast.md")
 STREAM_CHART, STEP_CHART = Path("docs/stream.svg"), Path("docs/step.svg")
 ABLATIONS = ("losses", "frames", "motion", "questions", "pem", "prompts", "entities")
 """In the order of the page; those that were run."""
+NEEDED = ("decode", "demo", "end_to_end", "plan", "prompter", "shard", "step", "stream")
+"""Results without which the documents cannot be written."""
+INDEX = "index of 23,000 members"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -73,14 +78,18 @@ def tables(results: Results) -> str:
 
 
 def performance(results: Results) -> str:
-    """All targets, the parts of a step, and what settings do."""
+    """All targets, what else is measured, the parts of a step, and what settings do."""
     values, limits = _values(results["end_to_end"]), _limits(results["end_to_end"])
     machine = results["end_to_end"]["machine"]
     return "\n".join(
         [
             "### Targets",
             "",
-            markdown(results, load_reasons()),
+            markdown(results, load_reasons(), load_unmeasured()),
+            "",
+            "### Without a target",
+            "",
+            untargeted(results),
             "",
             "### A step",
             "",
@@ -92,8 +101,28 @@ def performance(results: Results) -> str:
             "### Settings",
             "",
             settings(results),
+            "",
+            "Of a training, the demo's on the same cores, one setting changed at a time (`settings`):",
+            "",
+            training_settings(results),
         ]
     )
+
+
+def untargeted(results: Results) -> str:
+    """What users asked to know and nothing is promised for."""
+    labels, scale = _values(results["prompter"]), _values(results["plan"])
+    hidden, waiting = labels["labels hidden behind the step"], labels["wait for labels over step"]
+    lines = [
+        f"- **Labels hidden behind the step**: {100 * hidden:.4g} % of the time that the prompter's process computes; "
+        f"the step waits {100 * waiting:.2g} % of its own for them, and takes "
+        f"{labels['process over without labels']:.2f} times as long as without labels "
+        f"({results['prompter']['machine']['num_cores']:g} cores; {_link('prompter')}).",
+    ]
+    if f"{INDEX}: size" in scale:
+        size, parsing = scale[f"{INDEX}: size"], scale[f"{INDEX}: parsing"]
+        lines.append(f"- **The {INDEX}**: {number(size)} MB, parsed in {number(parsing)} ms ({_link('plan')}).")
+    return "\n".join(lines)
 
 
 def forecast(results: Results) -> str:
@@ -141,9 +170,26 @@ def fill(document: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
+def load_results(folder: Path) -> Results:
+    """What the benchmarks wrote there.
+
+    Raises:
+        ConfigError: a result that the documents need is missing.
+    """
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")}
+    if missing := [name for name in NEEDED if name not in results]:
+        files = ", ".join(f"{folder}/{name}.json" for name in missing)
+        raise ConfigError(f"{files}: missing; `alpro bench {missing[0]} --json {folder}/{missing[0]}.json` writes it")
+    return results
+
+
 def current() -> dict[Path, str]:
-    """The documents as they should be for the committed results."""
-    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
+    """The documents as they should be for the committed results.
+
+    Raises:
+        ConfigError: a result is missing.
+    """
+    results = load_results(RESULTS)
     files = [RESULTS / "ablation" / f"{name}.json" for name in ABLATIONS]
     ablations = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     texts = {
@@ -259,6 +305,11 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _link(benchmark: str) -> str:
+    """To a result, from a page in docs/."""
+    return f"[{benchmark}.json](../{RESULTS.as_posix()}/{benchmark}.json)"
+
+
 def _values(result: dict[str, Any]) -> dict[str, float]:
     return {row["name"]: row["value"] for row in result["rows"]}
 
@@ -276,5 +327,9 @@ def _limit(result: dict[str, Any], name: str) -> float:
 
 
 if __name__ == "__main__":
-    for path, text in current().items():
+    try:
+        documents = current()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    for path, text in documents.items():
         path.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import Any
 
 from alpro_stream.errors import AlproError
 from benchmarks.corpus import Corpus, add_arguments, content, make_shards, open_corpus
-from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.harness import Measurement, Row, Target, main, measure, quotients
 
 _PEERS = Path("benchmarks/peers")
 _PEERS_PYTHON = _PEERS / ".venv/bin/python"
@@ -88,9 +88,8 @@ def _rows(found: Mapping[str, Measurement], answers: Mapping[str, list[dict[str,
         yield Row.of(name, measurement, "clips/s", limit, target, details, limit_of if limit else "")
     for name, factor in _FASTER_THAN.items():
         if name in found and _OURS in found:
-            value = found[_OURS].median / found[name].median
             target = None if factor is None else Target(at_least=factor)
-            yield Row(name=f"stream over {name}", value=value, unit="x", target=target)
+            yield Row.of(f"stream over {name}", quotients(found[_OURS], found[name]), "x", target=target)
 
 
 def _our_command(shards: Path, options: dict[str, Any] | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Every promise as one line: target, measured, limit, ratio, how to reproduce it; and why one is not kept.
 
-The reasons are in `missed.yaml` beside this file, by benchmark and row.
+The reasons are in `missed.yaml` beside this file, by benchmark and row; targets that need a GPU in `unmeasured.yaml`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,44 +11,58 @@ from typing import Any
 import yaml
 
 REASONS = Path(__file__).with_name("missed.yaml")
+UNMEASURED = Path(__file__).with_name("unmeasured.yaml")
+GPU = "gpu"
+_COMMANDS = {GPU: "bash benchmarks/gpu.sh"}
+"""Where it is not `alpro bench`."""
 
 Results = Mapping[str, dict[str, Any]]
 """By name of the benchmark, what it wrote."""
 Reasons = Mapping[str, Mapping[str, Mapping[str, str]]]
 """By benchmark and row: `why` the target is not kept, and what would `close` the gap."""
+Unmeasured = Mapping[str, Any]
+"""Rows with a target that need a GPU, `why` they are not measured, and what would `close` that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A row of a benchmark that has a target.
+    """A row of a benchmark that has a target, measured or not.
 
     Attributes:
         benchmark: its name.
         row: its name there.
         target: such as ``>= 0.8 of the limit``.
-        measured: value with its unit.
+        measured: value with its unit; ``-`` where it was not measured.
+        spread: interquartile range over the value, in percent; empty where there is none.
         limit: what was reached there and then without us, and what that is; empty where there is none.
         ratio: value over limit; None without a limit.
-        kept: whether the target was.
+        kept: whether the target was; None where it was not measured.
     """
 
     benchmark: str
     row: str
     target: str
     measured: str
+    spread: str
     limit: str
     ratio: float | None
-    kept: bool
+    kept: bool | None
 
     @property
     def command(self) -> str:
         """What measures it again."""
-        return f"alpro bench {self.benchmark}"
+        return _COMMANDS.get(self.benchmark, f"alpro bench {self.benchmark}")
 
 
 def load_reasons(path: Path = REASONS) -> Reasons:
     """The texts beside the missed targets."""
     found: Reasons = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return found
+
+
+def load_unmeasured(path: Path = UNMEASURED) -> Unmeasured:
+    """The targets that need a GPU."""
+    found: Unmeasured = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -60,11 +74,31 @@ def promises(results: Results) -> list[Promise]:
             row=row["name"],
             target=target_text(row["target"]),
             measured=f"{number(row['value'])} {row['unit']}",
+            spread="" if row["spread"] is None else f"{100 * row['spread']:.0f} %",
             limit=_limit_text(row),
             ratio=row["ratio"],
             kept=bool(row["ok"]),
         )
         for name, row in rows_with(results)
+    ]
+
+
+def waiting(results: Results, unmeasured: Unmeasured) -> list[Promise]:
+    """The targets that need a GPU, but for those that were measured on one."""
+    measured = {row["name"] for name, row in rows_with(results) if name == GPU}
+    return [
+        Promise(
+            benchmark=GPU,
+            row=row["name"],
+            target=target_text(row["target"]),
+            measured="-",
+            spread="",
+            limit=f"- ({row['limit_of']})" if "limit_of" in row else "",
+            ratio=None,
+            kept=None,
+        )
+        for row in unmeasured["rows"]
+        if row["name"] not in measured
     ]
 
 
@@ -88,24 +122,26 @@ def problems(results: Results, reasons: Reasons) -> list[str]:
     return missing + [text for text, key in zip(stale, explained, strict=True) if key not in known]
 
 
-def markdown(results: Results, reasons: Reasons) -> str:
+def markdown(results: Results, reasons: Reasons, unmeasured: Unmeasured) -> str:
     """One table of all promises, and below it a line for each that is not kept."""
-    found = promises(results)
+    measured, left = promises(results), waiting(results, unmeasured)
+    more = f", {len(left)} more need a GPU and are not measured" if left else ""
     lines = [
-        f"{sum(one.kept for one in found)} of {len(found)} targets are kept.",
+        f"{sum(bool(one.kept) for one in measured)} of {len(measured)} targets are kept{more}.",
         "",
-        "| | of the limit | measured | limit | target | kept | again |",
-        "|---|---|---|---|---|---|---|",
+        "| | of the limit | measured | spread | limit | target | kept | again |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
-        cells = [f"{one.benchmark}: {one.row}", ratio, one.measured, one.limit, one.target]
-        lines.append(f"| {' | '.join(cells)} | {'yes' if one.kept else '**no**'} | `{one.command}` |")
     by_text: dict[str, list[str]] = {}
-    for one in found:
+    for one in [*measured, *left]:
+        ratio = "" if one.ratio is None else f"{one.ratio:.2f}"
+        kept = {True: "yes", False: "**no**", None: "not measured"}[one.kept]
+        cells = [f"{one.benchmark}: {one.row}", ratio, one.measured, one.spread, one.limit, one.target, kept]
+        lines.append(f"| {' | '.join(cells)} | `{one.command}` |")
         if not one.kept:
-            text = _both(reasons.get(one.benchmark, {}).get(one.row, {}))
-            by_text.setdefault(text, []).append(f"**{one.benchmark}: {one.row}** ({one.target}, {one.measured})")
+            text = _both(unmeasured if one.kept is None else reasons.get(one.benchmark, {}).get(one.row, {}))
+            found = "not measured" if one.kept is None else one.measured
+            by_text.setdefault(text, []).append(f"**{one.benchmark}: {one.row}** ({one.target}, {found})")
     if by_text:
         lines += ["", "What falls short, why, and what would close it:", ""]
     return "\n".join([*lines, *(f"- {'; '.join(rows)}. {text}" for text, rows in by_text.items())])
@@ -125,7 +161,7 @@ def _limit_text(row: Mapping[str, Any]) -> str:
     return number(row["limit"]) + (f" ({what})" if what else "")
 
 
-def _both(texts: Mapping[str, str]) -> str:
+def _both(texts: Mapping[str, Any]) -> str:
     def sentence(key: str) -> str:
         return " ".join(texts.get(key, "").split())
 

@@ -66,6 +66,18 @@ SETTINGS = (
         "the trainer waits, published, ZeRO 0",
     ),
 )
+TRAINING = {
+    "stream.decode.num_workers=0": "1",
+    "prompter.placement=inline": "process",
+    "prompter.lookahead=4": "1",
+    "stream.global_batch=6": "12",
+    "train.engine.num_micro_batches=2": "1",
+    "train.engine.activation_checkpointing=true": "false",
+    "train.engine.zero_stage=0": "1",
+    "train.engine.num_threads=1": "null",
+    "two ranks, OMP_WAIT_POLICY=ACTIVE": "PASSIVE",
+}
+"""Rows of `settings`, and the value that each is compared with."""
 _LESS_IS_BETTER = ("s", "ms")
 
 
@@ -80,4 +92,20 @@ def settings(results: Results) -> str:
             times = 1 / times if mine["unit"] in _LESS_IS_BETTER else times
             both = f"{number(mine['value'])} against {number(other['value'])} {mine['unit']}"
             lines.append(f"| {one.name} | {one.instead} | {both} (`{one.benchmark}`) | {number(times)} |")
+    return "\n".join(lines)
+
+
+def training_settings(results: Results) -> str:
+    """A line for each setting of a training that was measured, with the memory of all its processes."""
+    if "settings" not in results:
+        return "Not measured yet."
+    rows = {row["name"]: row for row in results["settings"]["rows"]}
+    lines = ["| setting | instead of | times as fast | clips/s | memory, GiB |", "|---|---|---|---|---|"]
+    for name, instead in TRAINING.items():
+        row = rows[name]
+        other = rows[row["limit_of"]]
+        memory = f"{number(row['details']['GiB'])} against {number(other['details']['GiB'])}"
+        rates = f"{number(row['value'])} against {number(row['limit'])}"
+        spread = f" ± {number(row['ratio'] * row['spread'] / 2)}"
+        lines.append(f"| `{name}` | `{instead}` | {number(row['ratio'])}{spread} | {rates} | {memory} |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alpro_launch.processes import run
 from alpro_stream.errors import ConfigError
+from alpro_stream.shards.storage import publish_bytes
 
 FOLDER = Path("benchmarks")
 ALL = "all"
@@ -81,16 +82,19 @@ def _run_all(names: Sequence[str], rest: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write the results there, a file for each")
     wanted = parser.parse_args(rest)
     flags = [flag for flag in ("--quick", "--check") if flag in rest]
-    statuses = {}
+    if wanted.json:
+        wanted.json.mkdir(parents=True, exist_ok=True)
+    statuses, done = {}, []
     with tempfile.TemporaryDirectory(prefix="alpro-bench-") as folder:
-        results = wanted.json or Path(folder)
         for number, name in enumerate(names, start=1):
             print(f"\n{name} ({number} of {len(names)})", flush=True)
-            script, file = str(FOLDER / f"{name}.py"), str(results / f"{name}.json")
-            # Of an earlier time, it would stand in the table as if it had been measured now.
-            Path(file).unlink(missing_ok=True)
-            statuses[name] = run([sys.executable, script, *flags, "--json", file])
-        done = [str(results / f"{name}.json") for name in names if (results / f"{name}.json").is_file()]
+            file = Path(folder) / f"{name}.json"
+            statuses[name] = run([sys.executable, str(FOLDER / f"{name}.py"), *flags, "--json", str(file)])
+            if file.is_file():
+                done.append(str(file))
+                # Not before: where nothing was measured now, the file of an earlier time stays, outside of the table.
+                if wanted.json:
+                    publish_bytes(wanted.json / file.name, file.read_bytes())
         run([sys.executable, str(FOLDER / "summary.py"), *done])
     for name, status in statuses.items():
         if status:

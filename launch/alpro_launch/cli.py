@@ -22,7 +22,7 @@ _SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     arguments = _parse(argv)
-    # Several processes share the cores: spinning threads would take them from each other (about 3 times slower).
+    # Several processes share the cores: spinning threads would take them from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:

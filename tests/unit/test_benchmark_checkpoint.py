@@ -34,6 +34,8 @@ def test_every_size_and_stage_has_its_rows_beside_their_limits(tmp_path, capsys)
     assert rows[0].value * waits == pytest.approx(save["MB"], rel=1e-6), "one repetition: the same save"
     assert sum(seconds for name, seconds in save.items() if name != "MB") < waits
     assert list(arguments.folder.iterdir()) == [], "all of it is gone"
+    content = checkpoint._describe(arguments)
+    assert content == {"tiny_million_parameters": 0.1, "vocab_size": 300, "entities": 5}
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -1,7 +1,9 @@
 """What `benchmarks/plan.py` measures is what it says."""
 
+import pytest
+
 from alpro_stream.shards.reader import ShardReader
-from benchmarks import plan
+from benchmarks import plan, readme
 
 
 def test_linked_shards_are_a_whole_data_set(tmp_path, monkeypatch):
@@ -24,3 +26,18 @@ def test_costs_are_compared_over_all_places(monkeypatch):
     *_, whole, share = plan.plan_rows((50,) * 40, num_steps=2, repetitions=1)
     assert whole.value == share.value == (100 + 99 * 7 + 2) / 100
     assert (whole.ok, share.ok) == (False, False)
+
+
+def test_resuming_is_compared_round_by_round(monkeypatch):
+    seconds = {0: iter((9.0, 1.0, 5.0, 2.0)), 19531: iter((9.0, 2.0, 5.5, 2.25))}
+    monkeypatch.setattr(plan, "_ask", lambda what, directory, step: {"seconds": next(seconds[step])})
+    *_, beyond = plan._resume_rows(None, 3)
+    assert (beyond.value, beyond.ok) == (0.5, True)
+    assert beyond.spread == pytest.approx(0.375 / 0.5)
+
+
+def test_an_index_is_parsed_as_a_whole():
+    parsing, size = plan.index_rows(2)
+    assert (parsing.name, parsing.unit, size.unit) == (f"{readme.INDEX}: parsing", "ms", "MB")
+    assert parsing.value > 0
+    assert 0.5 < size.value < 1.5

@@ -28,6 +28,7 @@ from benchmarks import (
     plan,
     prompter,
     search,
+    settings,
     shard,
     shard_worker,
     step,
@@ -71,6 +72,26 @@ def test_prompter(monkeypatch):
     both = found["step, without labels"].limit + found["labels, inline"].limit
     assert found["step, inline"].limit == pytest.approx(both)
     assert found["labels, inline"].limit > 0
+    content = prompter._describe(arguments)
+    assert {name: content[name] for name in ("model", "image_size", "width", "batch", "precision", "compiled")} == {
+        "model": "small",
+        "image_size": 32,
+        "width": 64,
+        "batch": 2,
+        "precision": "fp32",
+        "compiled": False,
+    }
+
+
+def test_trainer_and_prompter_share_the_cores_that_there_are():
+    assert [prompter.threads_of(count) for count in (1, 2, 3, 4, 8, 16)] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (3, 1),
+        (6, 2),
+        (12, 4),
+    ]
 
 
 def test_evaluate(tmp_path, monkeypatch, capsys):
@@ -83,6 +104,7 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
     exact, reranked, rate, _ = rows
     assert exact.limit == pytest.approx(20 * 20 / rate.limit)
     assert reranked.limit == pytest.approx(2 * 20 * 16 / rate.limit)
+    assert evaluate._describe(argparse.Namespace(quick=True))["captions"] == 20
 
 
 def test_search(tmp_path, monkeypatch):
@@ -139,6 +161,13 @@ def test_stream(tmp_path, monkeypatch):
     assert all(row.value > 0 and row.details["CPU ms/clip"] > 0 for row in rows)
 
 
+def test_the_stream_is_compared_round_by_round():
+    found = {stream._OURS: Measurement((2.0, 8.0, 30.0)), "mosaic": Measurement((1.0, 2.0, 3.0))}
+    answer = dict.fromkeys(stream._DETAILS, 1.0)
+    *_, over = stream._rows(found, {name: [answer] for name in found})
+    assert (over.name, over.value, over.spread, over.ok) == ("stream over mosaic", 4.0, 1.0, True)
+
+
 def test_forecast(monkeypatch):
     monkeypatch.setattr(forecast, "_WARMUP_STEPS", 1)
     rows = forecast.rows(argparse.Namespace(quick=True, ranks=[1]))
@@ -167,6 +196,28 @@ def test_demo(tmp_path):
         ("VTC text to video R@1", 50.0, None),
     ]
     assert rows[-1].ratio == 25
+
+
+def test_settings_of_a_training(tmp_path, monkeypatch):
+    corpus, config = write_corpus(tmp_path / "corpus"), tmp_path / "run.yaml"
+    config.write_text(json.dumps(tiny_run(corpus, tmp_path / "unused")))
+    monkeypatch.setattr(settings, "CONFIG", str(config))
+    changed = "train.engine.num_micro_batches=2"
+    variants = {settings.DEMO: settings.Variant(), changed: settings.Variant([changed])}
+    monkeypatch.setattr(settings, "VARIANTS", variants)
+    found = settings.rows(argparse.Namespace(quick=True))
+    assert limits(found) == {settings.DEMO: settings.DEMO, changed: settings.DEMO}
+    assert found[1].limit == found[0].value > 0
+    assert all(row.details["GiB"] > 0.1 for row in found)
+
+
+def test_a_setting_that_cannot_be_trained_is_said(tmp_path, monkeypatch):
+    corpus, config = write_corpus(tmp_path / "corpus"), tmp_path / "run.yaml"
+    config.write_text(json.dumps(tiny_run(corpus, tmp_path / "unused")))
+    monkeypatch.setattr(settings, "CONFIG", str(config))
+    monkeypatch.setattr(settings, "VARIANTS", {settings.DEMO: settings.Variant(["train.engine.zero_stage=7"])})
+    with pytest.raises(AlproError, match=r"(?s)zero_stage=7 ended with status \d+: .*zero_stage"):
+        settings.rows(argparse.Namespace(quick=True))
 
 
 def test_parts_of_a_step_have_limits(tmp_path):

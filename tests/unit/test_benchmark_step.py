@@ -8,7 +8,8 @@ import torch
 from alpro_stream.errors import ConfigError
 from alpro_stream.losses.objective import GlobalCounts, GlobalFeatures, SoftLabels, count_local, same_pairs
 from benchmarks import literal
-from benchmarks.step import Step, rows
+from benchmarks.harness import Target
+from benchmarks.step import Step, _arguments, _describe, _goals, rows
 
 ARGUMENTS = argparse.Namespace(batch=3, precision="fp32", small=True, compile=False)
 
@@ -63,6 +64,31 @@ def test_literal_negatives_are_never_the_own_one():
     for _ in range(20):
         videos, texts = literal.negatives(torch.zeros(4, 4))
         assert all(index != chosen for chosen_list in (videos, texts) for index, chosen in enumerate(chosen_list))
+
+
+def test_on_a_gpu_only_a_compiled_step_in_bf16_is_promised():
+    def goals(precision, compile, small=False):
+        return _goals("cuda", argparse.Namespace(precision=precision, compile=compile, small=small))
+
+    assert goals("bf16", True) == (Target(at_least=3.0), None, Target(at_least=0.5))
+    for other in (goals("fp32", True), goals("bf16", False), goals("bf16", True, small=True)):
+        assert other == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "options", "measured"),
+    [
+        (True, [], {"batch": 64, "precision": "bf16", "compiled": True}),
+        (True, ["--no-compile", "--batch=16"], {"batch": 16, "precision": "bf16", "compiled": False}),
+        (False, [], {"batch": 4, "precision": "fp32", "compiled": False}),
+        (False, ["--compile"], {"batch": 4, "precision": "fp32", "compiled": True}),
+    ],
+)
+def test_what_was_measured_is_told(monkeypatch, on_gpu, options, measured):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    parser = argparse.ArgumentParser()
+    _arguments(parser)
+    assert _describe(parser.parse_args(options)) == measured
 
 
 def test_a_batch_of_one_is_refused():

@@ -12,7 +12,7 @@ import pytest
 
 from alpro_stream.errors import ShardError
 from benchmarks import machine
-from benchmarks.harness import Measurement, Row, Target, measure, results, run
+from benchmarks.harness import Measurement, Row, Target, measure, quotients, results, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +34,12 @@ def test_median_and_spread():
     assert Measurement((1.0, 2.0, 3.0, 4.0, 100.0)).spread == pytest.approx(2 / 3)
     assert Measurement((5.0,)).spread is None
     assert Measurement((0.0, 0.0)).spread is None
+
+
+def test_quotients_are_of_samples_of_the_same_round():
+    assert quotients(Measurement((2.0, 8.0, 30.0)), Measurement((1.0, 2.0, 3.0))).samples == (2.0, 4.0, 10.0)
+    with pytest.raises(ValueError, match="shorter"):
+        quotients(Measurement((1.0, 2.0)), Measurement((1.0,)))
 
 
 @pytest.mark.parametrize(("repetitions", "variants"), [(0, {"a": float}), (1, {})])

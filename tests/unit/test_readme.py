@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alpro_stream.errors import ConfigError
 from alpro_stream.stream.config import StreamConfig
 from benchmarks import readme
 
@@ -11,6 +12,24 @@ from benchmarks import readme
 def test_the_table_of_results_is_that_of_the_committed_files():
     for path, text in readme.current().items():
         assert path.read_text(encoding="utf-8") == text, f"run benchmarks/readme.py for {path}"
+
+
+def test_a_result_that_is_missing_is_named(tmp_path):
+    for name in readme.NEEDED:
+        if name != "stream":
+            (tmp_path / f"{name}.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"stream\.json: missing; `alpro bench stream --json .*stream\.json`"):
+        readme.load_results(tmp_path)
+
+
+def test_what_has_no_target_is_said_with_its_result():
+    found = dict(readme.load_results(readme.RESULTS))
+    hidden = readme.untargeted(found)
+    assert "Labels hidden behind the step" in hidden
+    assert "prompter.json" in hidden
+    rows = [{"name": f"{readme.INDEX}: {what}", "value": value} for what, value in (("size", 0.9), ("parsing", 20.0))]
+    found["plan"] = {"rows": rows}
+    assert "index of 23,000 members**: 0.9 MB, parsed in 20 ms" in readme.untargeted(found)
 
 
 def test_every_file_the_documents_link_to_exists():
