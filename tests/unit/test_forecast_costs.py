@@ -80,20 +80,26 @@ def test_a_ring_sends_what_is_missing_once_to_gather_and_twice_to_sum():
     ],
 )
 def test_bytes_of_a_zero_stage(stage, num_micro_batches, expected):
-    assert zero_bytes(1000, stage, 8, num_micro_batches) == expected
+    assert zero_bytes(1000, 1000, stage, 8, num_micro_batches) == expected
 
 
 def test_a_model_that_is_not_kept_whole_is_gathered_for_both_passes():
-    assert zero_bytes(KEPT_PARAMETERS, 3, 2, 1) == 3 * 4 * KEPT_PARAMETERS / 2
+    assert zero_bytes(KEPT_PARAMETERS, KEPT_PARAMETERS, 3, 2, 1) == 3 * 4 * KEPT_PARAMETERS / 2
+
+
+def test_frozen_parameters_are_gathered_and_not_summed():
+    # A half of 4,000 bytes for the forward pass, and of 400 for gradients.
+    assert zero_bytes(1000, 100, 3, 2, 1) == 2000 + 200
+    assert zero_bytes(1000, 100, 0, 2, 1) == 400
 
 
 @pytest.mark.parametrize(
     ("stage", "num_micro_batches", "expected"),
-    # Three buckets of gradients of 40 tensors.
-    [(0, 4, 3), (1, 4, 3 + 1), (2, 4, 4 * 3 + 1), (3, 1, 3 + 40), (3, 4, 4 * (3 + 40))],
+    # Three buckets of gradients; five pieces of parameters.
+    [(0, 4, 1), (1, 4, 3 + 1), (2, 4, 4 * 3 + 1), (3, 1, 3 + 5), (3, 4, 4 * (3 + 2 * 5))],
 )
 def test_collectives_of_a_zero_stage(stage, num_micro_batches, expected):
-    assert zero_calls(2.5 * BUCKET_ELEMENTS, 40, stage, num_micro_batches) == expected
+    assert zero_calls(4.5 * BUCKET_ELEMENTS, 2.5 * BUCKET_ELEMENTS, stage, num_micro_batches) == expected
 
 
 def test_bytes_of_features():
@@ -151,8 +157,8 @@ def test_memory_of_the_zero_stages():
     assert together(0) == 16_000
     assert together(1) == 8_000 + 12_000 / 4
     assert together(2) == 4_000 + 16_000 / 4
-    # A step has all parameters of so small a model.
-    assert together(3) == 4_000 + 12_000 / 4
+    # A step has all parameters of so small a model, beside the rank's share.
+    assert together(3) == 4_000 + 16_000 / 4
 
 
 def test_memory_of_gradients_on_their_way():
@@ -269,3 +275,5 @@ def test_a_measured_gpu_is_recognised_by_its_name():
     assert not devices.is_of(devices.find_device("l4"), ["NVIDIA L40S"])
     assert devices.is_of(devices.find_device("l40s"), ["NVIDIA L40S"])
     assert not devices.is_of(devices.find_device("h200"), ["NVIDIA GH200 480GB"])
+    assert devices.is_of(devices.find_device("h200"), ["NVIDIA H200"])
+    assert not devices.is_of(devices.find_device("h200"), ["NVIDIA H200 NVL"])

@@ -153,6 +153,7 @@ GPU_ROWS = [
     ),
     {"name": "copy on the device", "value": 1500.0},
     {"name": "frames, DALI mixed", "value": 2000.0},
+    {"name": "frames, DALI mixed, published augmentation", "value": 1000.0},
 ]
 
 
@@ -179,8 +180,26 @@ def test_results_of_a_gpu_say_how_fast_it_decodes(tmp_path, published):
     found = read_measured([gpu_results(tmp_path / "gpu.json", GPU_ROWS)])
     mixed = ["train.engine.precision=bf16", "stream.decode.device=mixed", "stream.decode.backend=dali"]
     # Clips of two frames; four were measured.
-    assert on("a100", run(*mixed), found).decode_s == pytest.approx(2 / 4 / 2000)
+    rates = {"none": 2000, "published": 1000, "increasing": 1000}
+    for augment, rate in rates.items():
+        machine = on("a100", run(*mixed, f"stream.augment={augment}"), found)
+        assert machine.decode_s == pytest.approx(2 / 4 / rate)
+        assert any("measured with published" in text for text in machine.assumed) == (augment == "increasing")
     assert on("a100", run(*mixed)).decode_s is None
+
+
+def test_of_two_steps_that_say_the_same_the_later_file_counts(tmp_path, published):
+    row = {"name": "step, fp32, batch 8", "value": 1.0}
+    files = [gpu_results(tmp_path / f"{per_s}.json", [{**row, "details": {"clips/s": per_s}}]) for per_s in (1.0, 2.0)]
+    found = read_measured(files)
+    assert on("a100", run(), found).rates.share == pytest.approx(2 * 900e9 / 19.5e12)
+    assert [str(path) in text for path, (_, text) in zip(files, found.taken, strict=True)] == [True, True]
+
+
+def test_results_of_a_gpu_without_a_step_name_what_measures_them(tmp_path):
+    path = gpu_results(tmp_path / "gpu.json", [{"name": "copy on the device", "value": 1.0}])
+    with pytest.raises(ConfigError, match=r"without a usable 'step': .*; run `bash benchmarks/gpu.sh` again"):
+        read_measured([path])
 
 
 def test_results_of_a_gpu_of_toy_size_are_refused(tmp_path):

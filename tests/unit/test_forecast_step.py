@@ -103,6 +103,19 @@ def test_data_are_beside_the_trainer_where_they_have_cores_of_their_own():
     config = run("stream.decode.num_workers=0")
     step = forecast_step(config, FACTS, plain, machine(decode_s=1.0), layout_of(config, 1, 2))
     assert (step.parts["decoding"], step.beside) == (4.0, {})
+    videos = replace(FACTS, data=replace(FACTS.data, stores_videos=True))
+    step = forecast_step(config, videos, plain, machine(decode_s=1.0), layout_of(config, 1, 2))
+    assert (step.parts["decoding"], step.beside) == (4.0 / config.stream.decode.num_processes, {})
+
+
+def test_a_gpu_decodes_beside_the_trainer_where_a_worker_asks_it_to():
+    mixed, plain = ["stream.decode.device=mixed", "stream.decode.backend=dali"], work((100, 200, 0, 0))
+    config = run(*mixed, "stream.decode.num_workers=4")
+    step = forecast_step(config, FACTS, plain, machine(decode_s=1.0), layout_of(config, 1, 2))
+    assert (step.beside, "decoding" in step.parts) == ({"decoding": 4.0}, False)
+    config = run(*mixed, "stream.decode.num_workers=0")
+    step = forecast_step(config, FACTS, plain, machine(decode_s=1.0), layout_of(config, 1, 2))
+    assert (step.parts["decoding"], step.beside) == (4.0, {})
 
 
 def test_steps_are_averaged_over_the_kinds_of_batches():
@@ -208,6 +221,14 @@ MODEL = {"forward": 30.0, "backward": 60.0}
     [
         ({"parts": MODEL, "beside": {"decoding": 180.0, "reading": 9.0}}, r"decoding takes 2.0 times .*num_workers"),
         ({"parts": MODEL, "beside": {"decoding": 180.0}, "videos": True}, r"raise stream.decode.num_processes, store"),
+        (
+            {
+                "parts": MODEL,
+                "beside": {"decoding": 180.0},
+                "overrides": ["stream.decode.device=mixed", "stream.decode.backend=dali"],
+            },
+            r"decode on cores \(stream.decode.device=cpu\)",
+        ),
         (
             {"parts": MODEL, "beside": {"decoding": 18.0, "reading": 900.0}},
             r"reading takes 10.0 times .* faster storage",

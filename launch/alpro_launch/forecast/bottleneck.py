@@ -22,7 +22,7 @@ def bottleneck(step: StepForecast, config: RunConfig, stores_videos: bool = Fals
         slowest, spent = max(step.beside.items(), key=lambda item: item[1])
         if spent > _NOTABLE_DATA * step.trainer_s:
             longer = f"{slowest} takes {spent / step.trainer_s:.1f} times as long as the trainer"
-            return f"bottleneck: {longer}: {_beside_remedy(slowest, stores_videos)}"
+            return f"bottleneck: {longer}: {_beside_remedy(slowest, config, stores_videos)}"
     shares = {name: spent / step.trainer_s for name, spent in step.parts.items()}
     model = sum(shares.get(name, 0.0) for name in ("features first", "forward", "backward"))
     # What a setting may change, by its share of the step; the model itself only if nothing else is worth a change.
@@ -59,9 +59,11 @@ _REST = (
 )
 
 
-def _beside_remedy(slowest: str, stores_videos: bool) -> str:
+def _beside_remedy(slowest: str, config: RunConfig, stores_videos: bool) -> str:
     if slowest == READING:
         return "put the shards on faster storage, such as disks of the nodes"
+    if config.stream.decode.device == "mixed":
+        return "decode on cores (stream.decode.device=cpu), store smaller frames, or take more GPUs"
     if stores_videos:
         return f"raise stream.decode.num_processes, {_STORE_FRAMES}"
     return "raise stream.decode.num_workers, or decode on the GPU with stream.decode.device=mixed"
@@ -69,7 +71,7 @@ def _beside_remedy(slowest: str, stores_videos: bool) -> str:
 
 def _exchange(layout: Layout, config: RunConfig) -> tuple[str, str]:
     engine = config.train.engine
-    sent = [zero_bytes(1.0, stage, layout.num_ranks, engine.num_micro_batches) for stage in range(4)]
+    sent = [zero_bytes(1.0, 1.0, stage, layout.num_ranks, engine.num_micro_batches) for stage in range(4)]
     least = sent.index(min(sent))
     if sent[least] < sent[engine.zero_stage]:
         less = 100 * (1 - sent[least] / sent[engine.zero_stage])

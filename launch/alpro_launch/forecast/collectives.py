@@ -15,6 +15,10 @@ from alpro_stream.train.engine import BUCKET_ELEMENTS
 
 FLOAT_BYTES = 4
 """Parameters and gradients are float32: bf16 is autocast."""
+_STAGE_0_ELEMENTS = 500_000_000
+"""Gradients that DeepSpeed 0.19 sums at a time without ZeRO (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
+_FETCHED_ELEMENTS = 50_000_000
+"""Parameters that it gathers at a time with stage 3 (`stage3_prefetch_bucket_size`)."""
 KEPT_PARAMETERS = 10**9
 """Parameters that DeepSpeed 0.19 does not give up between their uses in a step (`stage3_max_reuse_distance`)."""
 
@@ -70,7 +74,7 @@ def sum_bytes(num_bytes: float, num_ranks: int) -> float:
     return 2 * gather_bytes(num_bytes, num_ranks)
 
 
-def zero_bytes(parameters: float, stage: int, num_ranks: int, num_micro_batches: int) -> float:
+def zero_bytes(parameters: float, trained: float, stage: int, num_ranks: int, num_micro_batches: int) -> float:
     """Bytes of gradients and parameters that a rank sends in a step.
 
     Stage 0 sums all gradients once. Stage 1 does the same and gathers the parameters that each rank has updated. Stage
@@ -78,7 +82,7 @@ def zero_bytes(parameters: float, stage: int, num_ranks: int, num_micro_batches:
     the features of several micro-batches too, and scatters the sums; the backward pass of a model with fewer than
     `KEPT_PARAMETERS` still has them from the forward pass.
     """
-    size = FLOAT_BYTES * parameters
+    size = FLOAT_BYTES * trained
     whole_sum, gather = sum_bytes(size, num_ranks), gather_bytes(size, num_ranks)
     if stage == 0:
         return whole_sum
@@ -86,20 +90,29 @@ def zero_bytes(parameters: float, stage: int, num_ranks: int, num_micro_batches:
         return whole_sum + gather
     if stage == 2:
         return num_micro_batches * whole_sum + gather
-    features_first = num_micro_batches if num_micro_batches > 1 else 0
-    passes = 2 if parameters < KEPT_PARAMETERS else 3
-    return (passes * num_micro_batches + features_first) * gather
+    # Frozen parameters are spread too.
+    whole = gather_bytes(FLOAT_BYTES * parameters, num_ranks)
+    return num_micro_batches * gather + _passes_that_gather(parameters, num_micro_batches) * whole
 
 
-def zero_calls(parameters: float, num_tensors: int, stage: int, num_micro_batches: int) -> int:
+def zero_calls(parameters: float, trained: float, stage: int, num_micro_batches: int) -> int:
     """Collectives for gradients and parameters in a step, each of which has its latency.
 
-    A sum for each bucket; stages 1 and 2 gather once, stage 3 each tensor by itself for every micro-batch.
+    A sum for each bucket, a larger one without ZeRO; stages 1 and 2 gather once, stage 3 fetches ahead for every pass.
     """
-    buckets = ceil(parameters / BUCKET_ELEMENTS)
-    if stage < 2:
-        return buckets + stage
-    return num_micro_batches * (buckets + num_tensors) if stage == 3 else num_micro_batches * buckets + 1
+    buckets = ceil(trained / BUCKET_ELEMENTS)
+    if stage == 0:
+        return ceil(trained / _STAGE_0_ELEMENTS)
+    if stage < 3:
+        return (num_micro_batches if stage == 2 else 1) * buckets + 1
+    fetched = ceil(parameters / _FETCHED_ELEMENTS)
+    return num_micro_batches * buckets + _passes_that_gather(parameters, num_micro_batches) * fetched
+
+
+def _passes_that_gather(parameters: float, num_micro_batches: int) -> int:
+    """Of stage 3 in a step: forward, backward where it does not find them there, and the features of several."""
+    passes = (1 if parameters < KEPT_PARAMETERS else 2) + (1 if num_micro_batches > 1 else 0)
+    return passes * num_micro_batches
 
 
 def feature_bytes(global_batch: int, projection_size: int, num_ranks: int) -> float:

@@ -140,7 +140,7 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
 def _taken(measured: Measured, is_here: bool) -> list[str]:
     """What measured figures the forecast uses: rates of a machine's parts take the place of those of its whole step."""
     unused = {"step", "end_to_end"} if is_here and measured.parts else set()
-    return [f"{text}: not used" if name in unused else text for name, text in measured.taken.items()]
+    return [f"{text}: not used" if name in unused else text for name, text in measured.taken]
 
 
 def _num_steps(config: RunConfig, facts: Facts) -> int | None:

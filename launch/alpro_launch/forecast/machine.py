@@ -273,9 +273,13 @@ def _check_format(measured: Measured, config: RunConfig) -> None:
 def _decode_s(config: RunConfig, measured: Measured, data: Data, assumed: list[str]) -> float | None:
     """Seconds of a core or the GPU for a sample; of more frames in proportion. Adds to `assumed` what is not known."""
     if config.stream.decode.device == "mixed":
-        if measured.gpu_clip_s is None or data.stores_videos:
+        augment, by_augment = config.stream.augment, measured.gpu_clip_s
+        if not by_augment or data.stores_videos:
             return None
-        return measured.gpu_clip_s * _frames(config, data) / _CLIP_FRAMES
+        nearest = augment if augment in by_augment else max(by_augment, key=lambda name: by_augment[name])
+        if nearest != augment:
+            assumed.append(f"a GPU decodes with augment={augment} as fast as was measured with {nearest}")
+        return by_augment[nearest] * _frames(config, data) / _CLIP_FRAMES
     if data.stores_videos:
         each, known, whole = measured.video_s or VIDEO_S, measured.video_s, "a clip out of a stored video"
     else:

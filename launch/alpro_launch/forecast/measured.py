@@ -63,13 +63,13 @@ class Measured:
         steps: of a GPU.
         precision: number format in which rates of a CPU were measured.
         copy_per_s: bytes a second that a copy inside a GPU reads and writes.
-        gpu_clip_s: of a GPU to decode a clip of four stored frames.
+        gpu_clip_s: of a GPU to decode a clip of four stored frames, by augmentation.
         clip_s: of a core for a clip of four stored frames, by augmentation.
         video_s: of a core for a clip out of a stored video.
         clip_bytes: read of a clip.
         rest_s: of a step beside its parts.
         save_per_s: bytes of a checkpoint a second.
-        taken: by benchmark, what was taken from which file.
+        taken: benchmark and what was taken from which file, of each.
     """
 
     machine: str = ""
@@ -80,13 +80,13 @@ class Measured:
     steps: Sequence[MeasuredStep] = ()
     precision: Precision | None = None
     copy_per_s: float | None = None
-    gpu_clip_s: float | None = None
+    gpu_clip_s: Mapping[str, float] = field(default_factory=dict)
     clip_s: Mapping[str, float] = field(default_factory=dict)
     video_s: float | None = None
     clip_bytes: float | None = None
     rest_s: float | None = None
     save_per_s: float | None = None
-    taken: Mapping[str, str] = field(default_factory=dict)
+    taken: Sequence[tuple[str, str]] = ()
 
 
 class _Row(BaseModel):
@@ -176,7 +176,7 @@ def read_measured(paths: Sequence[Path]) -> Measured:
             are from different machines.
     """
     found: dict[str, Any] = {}
-    taken: dict[str, str] = {}
+    taken: list[tuple[str, str]] = []
     for path in paths:
         result = _read(path)
         name, gpus = result.benchmark, [gpu.name for gpu in result.machine.gpus]
@@ -185,9 +185,10 @@ def read_measured(paths: Sequence[Path]) -> Measured:
         try:
             new = _TAKE[name](result)
         except KeyError as error:
+            again = "bash benchmarks/gpu.sh" if name == "gpu" else f"alpro bench {name} --json FILE"
             raise ConfigError(
                 f"{path}: results of {name} without a usable {error}: measured by another version, or cut short; run "
-                f"`alpro bench {name} --json FILE` again"
+                f"`{again}` again"
             ) from error
         if name in ("forecast", "gpu", "step"):  # The others are the same on machines that differ in their GPU.
             if found.get("machine", machine) != machine:
@@ -196,8 +197,8 @@ def read_measured(paths: Sequence[Path]) -> Measured:
                     "forecast are from one machine; leave one of them out"
                 )
             found |= {"machine": machine, "gpus": gpus, "num_cores": result.machine.num_cores}
-        found |= {**new, "steps": [*found.get("steps", ()), *new.get("steps", ())]}
-        taken[name] = f"{name}: {', '.join(sorted(new))} ({path}, {machine})"
+        found |= {**new, "steps": [*new.get("steps", ()), *found.get("steps", ())]}
+        taken.append((name, f"{name}: {', '.join(sorted(new))} ({path}, {machine})"))
     return Measured(**found, taken=taken)
 
 
@@ -274,8 +275,8 @@ def _gpu(result: _Result) -> dict[str, Any]:
     taken: dict[str, Any] = {"steps": steps}
     if result.has("copy on the device"):
         taken["copy_per_s"] = result.value("copy on the device") * 1e9
-    if result.has("frames, DALI mixed"):
-        taken["gpu_clip_s"] = 1 / result.value("frames, DALI mixed")
+    names = {"none": "frames, DALI mixed", "published": "frames, DALI mixed, published augmentation"}
+    taken["gpu_clip_s"] = {augment: 1 / result.value(name) for augment, name in names.items() if result.has(name)}
     return taken
 
 

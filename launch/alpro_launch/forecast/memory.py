@@ -62,8 +62,8 @@ def memory_of(
     Args:
         parameters: of the model.
         trained: those with a gradient.
-        zero_stage: what is spread over the ranks: 1 the optimizer's, 2 gradients too, 3 the parameters too, which a
-            step of fewer than `KEPT_PARAMETERS` has all in memory all the same.
+        zero_stage: what is spread over the ranks: 1 the optimizer's, 2 gradients too, 3 the parameters too, of which a
+            step has all in memory as well if there are fewer than `KEPT_PARAMETERS`.
         num_ranks: that it is spread over.
         activations: bytes that the backward pass of one micro-batch waits for.
         prompter_parameters: of the prompter; 0 without.
@@ -72,11 +72,13 @@ def memory_of(
     own_copy = 1 if zero_stage in (1, 2) else 0
     spread = num_ranks if zero_stage else 1
     num_processes = 2 if prompter_parameters else 1
-    spreads_weights = zero_stage == 3 and parameters >= KEPT_PARAMETERS
+    # Of stage 3 a rank's share; a step has all of a model that is kept, beside it.
+    share = parameters / num_ranks if zero_stage == 3 and num_ranks > 1 else 0.0
+    whole = 0.0 if share and parameters >= KEPT_PARAMETERS else parameters
     # A bucket, and what is flattened of it to be sent. Without ZeRO all gradients are flattened at once.
     buckets = 2 * min(BUCKET_ELEMENTS, trained) if zero_stage else trained if num_ranks > 1 else 0
     return Memory(
-        weights=FLOAT_BYTES * parameters / (num_ranks if spreads_weights else 1),
+        weights=FLOAT_BYTES * (share + whole),
         gradients=FLOAT_BYTES * trained / (num_ranks if zero_stage >= 2 else 1),
         optimizer=FLOAT_BYTES * trained * (2 + own_copy) / spread,
         buckets=FLOAT_BYTES * buckets,

@@ -216,13 +216,14 @@ def _update_s(config: RunConfig, work: RunWork, machine: Machine, layout: Layout
     spread = layout.num_ranks if stage else 1
     # One rank without ZeRO sends nothing, and so copies nothing.
     gradients = work.trained * machine.gradient_s if stage or layout.num_ranks > 1 else 0.0
+    gradients *= layout.num_micro_batches if stage >= 2 else 1  # No rank keeps whole gradients for the next one.
     return gradients + work.trained / spread * machine.update_s + work.num_tensors * machine.update_tensor_s
 
 
 def _traffic(config: RunConfig, work: RunWork, layout: Layout) -> Traffic:
     stage, num_ranks, times = config.train.engine.zero_stage, layout.num_ranks, layout.num_micro_batches
-    gradients = zero_bytes(work.trained, stage, num_ranks, times)
-    calls = zero_calls(work.trained, work.num_tensors, stage, times)
+    gradients = zero_bytes(work.parameters, work.trained, stage, num_ranks, times)
+    calls = zero_calls(work.parameters, work.trained, stage, times)
     # Question answering looks at each question by itself.
     contrasts = config.task != "question_answering"
     features = feature_bytes(layout.global_batch, config.model.projection_size, num_ranks) if contrasts else 0.0
@@ -242,12 +243,14 @@ def _exchange_s(traffic: Traffic, machine: Machine, layout: Layout) -> tuple[flo
 
 def _decoding_between(config: RunConfig, facts: Facts, machine: Machine, layout: Layout) -> dict[str, float]:
     """What decoding takes from the trainer: all of it without workers, and its share of cores that do both."""
-    if machine.decode_s is None or config.stream.decode.device == "mixed":
+    if machine.decode_s is None:
         return {}
+    decode = config.stream.decode
     spent = layout.rank_batch * machine.decode_s
-    if not config.stream.decode.num_workers:
+    if not decode.num_workers:
         # Whole videos are decoded by processes all the same, for which the trainer waits then.
-        return {DECODING: spent / (config.stream.decode.num_processes if facts.data.stores_videos else 1)}
+        by_processes = facts.data.stores_videos and decode.device == "cpu"
+        return {DECODING: spent / (decode.num_processes if by_processes else 1)}
     return {SHARED_DECODING: spent / machine.cores_per_rank} if machine.shares_cores else {}
 
 
@@ -259,7 +262,7 @@ def _beside(
     workers = decode.num_processes if facts.data.stores_videos else decode.num_workers
     if decode.device == "mixed":
         workers = 1  # The GPU of the rank.
-    if machine.decode_s is not None and workers:
+    if machine.decode_s is not None and decode.num_workers:
         beside[DECODING] = layout.rank_batch * machine.decode_s / workers
     if storage_per_s and facts.data.clip_bytes:
         beside[READING] = layout.global_batch * facts.data.clip_bytes / storage_per_s
