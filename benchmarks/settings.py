@@ -71,7 +71,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     start_from = load_config(RunConfig, CONFIG).start_from
     if start_from is not None and not complete_checkpoints(start_from):
         raise ConfigError("the benchmark trains on what the demo made; run `make demo` first")
-    num_steps, repetitions = (3, 1) if arguments.quick else (25, 3)
+    num_steps, repetitions = (3, 1) if arguments.quick else (25, 2)
     memory: dict[str, list[float]] = {name: [] for name in VARIANTS}
     found = measure(
         {name: partial(_clips_per_s, variant, num_steps, memory[name]) for name, variant in VARIANTS.items()},
