@@ -30,7 +30,7 @@ from alpro_stream.model.alpro import AlproModel, Heads, ModelConfig
 from alpro_stream.model.operations import pretraining_operations
 from alpro_stream.testing.configs import TINY_MODEL
 from alpro_stream.train.distributed import World
-from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.harness import Measurement, Row, Target, main, measure, quotients
 from benchmarks.timing import matrix_product_rate
 
 SIZE, QUICK_SIZE = 1000, 300
@@ -52,8 +52,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     fewest = 2 * size * TOP_K * pair_s
     product = "matrix product"
     rates = Measurement(tuple(size * size / seconds for seconds in found["exact"].samples))
-    times = zip(found["exact"].samples, found["rerank"].samples, strict=True)
-    faster = Measurement(tuple(one / other for one, other in times))
+    faster = quotients(found["exact"], found["rerank"])
     # With fewer queries each has a larger share of all pairs: nothing is promised then.
     target = None if arguments.quick else Target(at_least=20)
     return [

@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 
 from alpro_stream.errors import AlproError
-from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.harness import Measurement, Row, Target, main, measure, quotients
 
 _EXAMPLES = Path("examples/clips/videos")
 _NUM_CORES = len(os.sched_getaffinity(0))
@@ -107,8 +107,7 @@ def rate_rows(found: Mapping[str, Measurement], write: Measurement) -> list[Row]
     ]
     if theirs := found.get("plain Ray Data"):
         rows.append(Row.of("plain Ray Data", theirs, "clips/s", limit, limit_of=ffmpeg))
-        times = Measurement(tuple(a / b for a, b in zip(exact.samples, theirs.samples, strict=True)))
-        rows.append(Row.of("exact over plain Ray Data", times, "x"))
+        rows.append(Row.of("exact over plain Ray Data", quotients(exact, theirs), "x"))
     return rows
 
 

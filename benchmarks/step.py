@@ -43,7 +43,7 @@ from alpro_stream.prompter.labels import Labeller
 from alpro_stream.stream.batch import Batch
 from alpro_stream.stream.maker import negative_noise
 from benchmarks import literal
-from benchmarks.harness import Measurement, Row, Target, main, measure
+from benchmarks.harness import Measurement, Row, Target, main, measure, quotients
 from benchmarks.timing import Stopwatch, matrix_product_rate, wait_for_device
 
 NUM_TOKENS, VOCAB_SIZE, NUM_ENTITIES = 30, 30522, 1000
@@ -72,7 +72,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     counted = {name: taken[-len(rates[name].samples) :] for name, taken in samples.items()}  # Without the warm-up.
     ratios = {name: Measurement(tuple(taken["ratio"] for taken in counted[name])) for name in counted}
     gflops = {name: _scaled(rates[name], facts["operations"] / 1e9) for name in rates}
-    times = Measurement(tuple(a / b for a, b in zip(rates["step"].samples, rates["literal"].samples, strict=True)))
+    times = quotients(rates["step"], rates["literal"])
     # What the same number of operations takes at the rate of the matrix products around them.
     peaks = {name: rates[name].median / ratios[name].median for name in rates}
     over_literal, over_product, mfu = _goals(facts["device"], arguments)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.gpu_pieces.piece import Parts, Setting, peak_gib
-from benchmarks.harness import Measurement, Row, Target, measure
+from benchmarks.harness import Measurement, Row, Target, measure, quotients
 from benchmarks.prompter import Bench
 
 
@@ -26,10 +26,8 @@ def measured(setting: Setting) -> Sequence[Row]:
         )
     alone = size / steps["without labels"].median
     promised = setting.is_cuda and not setting.is_quick
-    shares = Measurement(tuple(wait / step for wait, step in zip(waits.samples, steps["process"].samples, strict=True)))
-    over = Measurement(
-        tuple(one / other for one, other in zip(steps["process"].samples, steps["inline"].samples, strict=True))
-    )
+    shares = quotients(waits, steps["process"])
+    over = quotients(steps["process"], steps["inline"])
     rates = {name: Measurement(tuple(size / each for each in seconds.samples)) for name, seconds in steps.items()}
     per_s = {
         "labels, by the process beside the step": Measurement(tuple(size / each for each in labels.samples)),

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu_pieces.piece import Parts, Setting
 from benchmarks.gpu_pieces.step import Build, Case, build, measured
-from benchmarks.harness import Measurement, Row, Target, measure
+from benchmarks.harness import Row, Target, measure, quotients
 from benchmarks.step import Step
 
 
@@ -44,7 +44,7 @@ def over_literal(setting: Setting, case: Case, build: Build) -> Sequence[Row]:
         {name: partial(_rate, step, run) for name, run in variants.items()},
         setting.repetitions(5),
     )
-    times = Measurement(tuple(a / b for a, b in zip(rates["ours"].samples, rates["literal"].samples, strict=True)))
+    times = quotients(rates["ours"], rates["literal"])
     target = None if setting.is_quick else Target(at_least=3.0)
     details = {"clips/s": rates["ours"].median, "separate passes clips/s": rates["literal"].median}
     return [Row.of(f"{case.name}, over separate passes", times, "x", target=target, details=details)]
