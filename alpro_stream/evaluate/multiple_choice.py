@@ -1,6 +1,6 @@
 """Multiple choice: which of some captions a video has, as in MSRVTT-MC, and foils in which one thing is wrong.
 
-Legend: Q questions, C captions, V videos, K clips, E projection.
+Legend: Q questions, C captions, U texts that differ among them, V videos, K clips, E projection.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from alpro_stream.evaluate.lines import ClipLine, by_clip, read_lines
 from alpro_stream.evaluate.matching import match_odds
 from alpro_stream.evaluate.opening import EvaluationConfig, Opened, encoding
 from alpro_stream.evaluate.progress import in_parts
+from alpro_stream.evaluate.queries import different_texts
 from alpro_stream.evaluate.result import Result, Split, digest_of
 from alpro_stream.evaluate.runner import Outcome, run_task
 from alpro_stream.evaluate.scoring import Score, check_can_score
@@ -78,12 +79,12 @@ def _choose(config: ChoiceConfig, data: Opened, world: World) -> Outcome:
     clips = [clip for clip in data.clips if clip.key in numbers]
     world.stage.enter("the questions")
     # Every rank fills in its own, and the sum is the whole.
-    is_right_QS = torch.zeros(len(questions), len(config.scores), dtype=torch.int64, device=world.device)
+    is_right_QS = torch.zeros(len(questions), len(config.scores), dtype=torch.int64)
     with world.all_or_none("the questions of all ranks"), encoding(config, trained, world) as how:
         for part in in_parts(clips[world.rank :: world.size], how.batch_size // how.num_clips, "videos"):
             rows = [number for clip in part for number in numbers[clip.key]]
             is_right_QS[rows] = _right(config, trained, part, [questions[row] for row in rows], how).long()
-    is_right_QS = world.sum(is_right_QS).cpu()
+    is_right_QS = world.sum(is_right_QS.to(world.device)).cpu()
     groups = sorted({one.group for one in questions})
     return Outcome(
         metrics={
@@ -115,26 +116,27 @@ def _right(
     dual, video_of = trained.dual, {clip.key: number for number, clip in enumerate(clips)}
     videos = embed_videos(dual, clips, how.choice, how.decoder, how.batch_size, how.num_clips)
     captions = [caption for one in questions for caption in one.captions]
-    texts = embed_texts(dual, captions, how.tokenizer, how.batch_size, how.num_tokens)
-    video_C = torch.tensor(
-        [video_of[one.id] for one in questions for _ in one.captions], device=videos.feature_VE.device
-    )
+    different = different_texts(captions, how.tokenizer, how.num_tokens)
+    texts = embed_texts(dual, different.texts, how.tokenizer, how.batch_size, how.num_tokens)
+    video_C = torch.tensor([video_of[one.id] for one in questions for _ in one.captions])
+    pair_C = (different.text_C, video_C)
     by_score = list[Tensor]()
     for score in config.scores:
         if score == "vtc":
             feature_VKE = videos.feature_VE.view(len(clips), how.num_clips, -1)
-            logits_CK = torch.einsum("ce,cke->ck", texts.feature_CE, feature_VKE[video_C]) / dual.temperature()
-            score_C = aggregate(logits_CK, config.aggregation)
+            logits_UVK = torch.einsum("ue,vke->uvk", texts.feature_CE, feature_VKE) / dual.temperature()
+            scores_UV = aggregate(logits_UVK, config.aggregation)
         else:
             assert isinstance(trained.model, AlproModel)
-            wanted_CV = torch.arange(len(clips), device=video_C.device) == video_C[:, None]
-            odds_CV = match_odds(
-                trained.model, texts, videos, wanted_CV, how.batch_size, how.num_clips, config.aggregation
+            wanted_UV = torch.zeros(len(different.texts), len(clips), dtype=torch.bool)
+            wanted_UV[pair_C] = True
+            scores_UV = match_odds(
+                trained.model, texts, videos, wanted_UV, how.batch_size, how.num_clips, config.aggregation
             )
-            score_C = odds_CV.gather(1, video_C[:, None])[:, 0]
+        score_C = scores_UV.cpu()[pair_C]
         by_question = torch.split(score_C, [len(one.captions) for one in questions])
         right = [_is_best(scores, one.answer) for scores, one in zip(by_question, questions, strict=True)]
-        by_score.append(torch.tensor(right, device=video_C.device))
+        by_score.append(torch.tensor(right))
     return torch.stack(by_score, dim=1)
 
 

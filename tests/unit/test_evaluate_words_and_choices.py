@@ -10,7 +10,8 @@ from retrieval_files import write_checkpoint, write_split
 from alpro_launch.evaluate import load_evaluation, show_table
 from alpro_stream.config import validate
 from alpro_stream.errors import ConfigError, DataError
-from alpro_stream.evaluate.embed import embed_texts, embed_videos, evenly_spread, stored_clips
+from alpro_stream.evaluate import multiple_choice
+from alpro_stream.evaluate.embed import TextEmbeddings, embed_texts, embed_videos, evenly_spread, stored_clips
 from alpro_stream.evaluate.masked_words import MaskedWordsConfig, fill_in
 from alpro_stream.evaluate.multiple_choice import ChoiceConfig, choose
 from alpro_stream.evaluate.prompter_labels import LocatedObject, PrompterLabelsConfig, label, seen_in
@@ -165,6 +166,23 @@ def test_choices_equal_one_caption_at_a_time(root, encoded, tmp_path):
     assert found["chance"]["all"] == pytest.approx(100 * (1 / 3 + 1.5) / 4)
     assert found["split"]["num_elsewhere"] == 1
     assert found["split"]["num_by_group"] == {"c": 2, "n": 1, "tie": 1}
+
+
+def test_equal_captions_tie_wherever_they_lie_in_a_batch(root, tmp_path, monkeypatch):
+    """As on CPUs and GPUs whose products give another last digit in another row, only much larger."""
+
+    def embed_with_noise(*args):
+        texts = embed_texts(*args)
+        row_C = torch.arange(len(texts.feature_CE)).float()
+        feature_CE = texts.feature_CE + 1e-3 * row_C[:, None]
+        return TextEmbeddings(texts.text_CLD + 1e-3 * row_C[:, None, None], texts.mask_CL, feature_CE)
+
+    monkeypatch.setattr(multiple_choice, "embed_texts", embed_with_noise)
+    key = json.loads((root / "choices.jsonl").read_text().splitlines()[0])["id"]
+    captions = ["a blue tree", "a  blue tree", "A blue tree"]
+    _write(tmp_path / "choices.jsonl", [{"id": key, "captions": captions, "answer": answer} for answer in range(3)])
+    found = choose(_config(ChoiceConfig, root, tmp_path / "out", choices=tmp_path / "choices.jsonl"))
+    assert found["metrics"]["vtc"] == found["metrics"]["vtm"] == 0
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])
