@@ -88,6 +88,36 @@ def test_as_a_command_on_two_ranks_with_a_prompter(corpus, tmp_path):
     assert not [p.pid for p in psutil.process_iter() if is_ours(p, tmp_path)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "image_size"), [(32, 48), (512, 224)])
+def test_the_memory_it_finds_is_what_a_run_takes(corpus, tmp_path, width, image_size):
+    """Within a fifth, of the sum over all processes of two ranks at its highest."""
+    sizes = {"model.video.width": width, "model.text.width": width, "model.video.image_size": image_size}
+    of_both = {**sizes, "train.engine.num_threads": 1}
+    run = tiny_run(corpus, tmp_path / "prompter", {**of_both, "train.max_steps": 1})
+    checkpoint = train(RunConfig.model_validate(run)).checkpoint
+    changes = {**of_both, "task": "pretrain", "prompter.checkpoint": str(checkpoint)}
+    config = write_config(tmp_path / "run.yaml", corpus, tmp_path / "run", changes)
+    report = tmp_path / "found.json"
+    command = [sys.executable, "-m", "alpro_launch.cli"]
+    subprocess.run([*command, "preflight", config, "--ranks", "2", "--json", report], check=True, timeout=240)
+    [found] = [line["found"] for line in json.loads(report.read_text())["lines"] if line["check"] == "memory"]
+    with psutil.Popen([*command, "train", config, "--ranks", "2"]) as running:
+        most = 0
+        while running.poll() is None:
+            most = max(most, sum(map(resident_bytes, [running, *running.children(recursive=True)])))
+            time.sleep(0.1)
+    assert running.returncode == 0
+    assert float(found.partition(" GiB")[0]) == pytest.approx(most / 2**30, rel=0.2), found
+
+
+def resident_bytes(process):
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
 def files(*folders):
     """All that is in them, with times and sizes: what was written again is seen."""
     states = {path: path.stat() for folder in folders for path in sorted(folder.rglob("*"))}
