@@ -52,7 +52,9 @@ _COPIES_IN_MEMORY, _COPIES_ON_DISK = 8, 14
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     """Saves and loads in turn with plain writes and reads, size by size."""
-    repetitions = arguments.repetitions or (1 if arguments.quick else 5)
+    repetitions = (1 if arguments.quick else 5) if arguments.repetitions is None else arguments.repetitions
+    if repetitions < 1:
+        raise ConfigError(f"--repetitions {repetitions}: at least 1 is needed")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
     world = join_world(600)

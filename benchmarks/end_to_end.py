@@ -66,7 +66,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         overrides = [f"run_dir={folder}", f"train.max_steps={num_steps}", "train.checkpoint_every=1000000"]
         overrides += ["train.rehearsal=false"]  # Its step would be taken for the first one.
         config = load_config(RunConfig, CONFIG, [*overrides, *arguments.overrides])
-        _check_demo_ran(config)
+        _check(config, num_steps)
         with Stopwatch() as watch:
             watch.on(Engine, "__call__", "forward")
             watch.on(Engine, "backward", "backward")
@@ -196,7 +196,7 @@ def media_seconds(config: RunConfig, num_clips: int, num_frames: int) -> tuple[f
             os.close(descriptor)
     finally:
         source.reader.close()
-    with ThreadPoolExecutor(config.stream.decode.num_workers) as pool:
+    with ThreadPoolExecutor(max(1, config.stream.decode.num_workers)) as pool:
         return read_s, statistics.median(repeat(lambda: [*pool.map(simplejpeg.decode_jpeg, jpegs)], 12))
 
 
@@ -225,8 +225,13 @@ def _row(name: str, seconds: Sequence[float], limit_s: float | None = None, limi
     )
 
 
-def _check_demo_ran(config: RunConfig) -> None:
-    if config.prompter is None or not complete_checkpoints(config.prompter.checkpoint):
+def _check(config: RunConfig, num_steps: int) -> None:
+    """Refuses what cannot be taken apart."""
+    if config.prompter is None or not config.uses_pem:
+        raise ConfigError("the benchmark takes a step with PEM apart: leave prompter and losses.pem.weight as they are")
+    if config.train.log_every != 1 or config.train.max_steps != num_steps:
+        raise ConfigError("every step is looked at: leave train.log_every and train.max_steps as they are")
+    if not complete_checkpoints(config.prompter.checkpoint):
         raise ConfigError("the benchmark trains on what the demo made; run `make demo` first")
 
 

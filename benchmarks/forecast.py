@@ -33,7 +33,7 @@ from alpro_launch.forecast.collectives import Links
 from alpro_launch.forecast.facts import Facts, read_facts
 from alpro_launch.forecast.machine import measured_machine
 from alpro_launch.forecast.measured import Measured
-from alpro_launch.forecast.parts import Parts, rows_of
+from alpro_launch.forecast.parts import FRAME_SIZE, Parts, rows_of
 from alpro_launch.forecast.rates import fitted_rates, not_negative
 from alpro_launch.forecast.step import StepForecast, forecast_step, layout_of
 from alpro_launch.forecast.work import RunWork, work_of
@@ -54,7 +54,7 @@ from benchmarks.harness import Measurement, Row, Target, main
 from benchmarks.machine import describe
 from benchmarks.timing import loopback_rate, repeat
 
-_TOKENS, _PICTURE = 24, 96
+_TOKENS = 24
 _WARMUP_STEPS = 5
 _TIMEOUT_S = 900.0
 _SUMMED = 4 << 20
@@ -296,7 +296,7 @@ def _product_rate(width: int, world: World, count: int) -> float:
 
 
 def _frame_s() -> float:
-    jpeg = picture(0, 0, _PICTURE)
+    jpeg = picture(0, 0, FRAME_SIZE)
     return statistics.median(repeat(lambda: simplejpeg.decode_jpeg(jpeg), 50))
 
 
@@ -369,7 +369,7 @@ def _slowest(seconds: float, world: World) -> float:
 
 def _write_corpus(folder: Path, batch: int) -> Path:
     """Clips enough for some batches, and a tokenizer."""
-    write_dataset(folder / "train", video_shards=(batch, batch, batch), num_frames=12, size=_PICTURE)
+    write_dataset(folder / "train", video_shards=(batch, batch, batch), num_frames=12, size=FRAME_SIZE)
     write_tokenizer(folder / "tokenizer")
     return folder
 

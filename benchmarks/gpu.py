@@ -15,14 +15,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_pieces import environment, report
 from benchmarks.gpu_pieces.budget import PIECES, Piece, allowance
 from benchmarks.gpu_pieces.journal import Journal, Outcome
-from benchmarks.gpu_pieces.running import work_through
+from benchmarks.gpu_pieces.running import INTERRUPTED, broken_off, work_through
 
 _PROBE_S = 120.0
 # For what is written at the end, and for processes that have to be killed.
@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.device == "cuda" and found["gpu"] is None:
         return _refuse("PyTorch sees no GPU; --device cpu --quick shows that everything else runs")
     _say_what_is_here(found)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if (arguments.out / "gpu.json").is_dir():
+        return _refuse(f"--out {arguments.out}: gpu.json in it is a folder")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _refuse(f"--out {arguments.out}: the results cannot be written there ({error.strerror})")
     pieces = [piece for piece in PIECES if arguments.only is None or piece.name in arguments.only]
     done: list[report.Done] = []
     if arguments.only is None:
@@ -54,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Also when it is asked to end: its processes are ended, and what is known is written.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        for piece in run_pieces(pieces, deadline, arguments, variables, found["missing"]):
-            done.append(piece)
+        run_pieces(pieces, deadline, arguments, variables, found["missing"], done)
     finally:
+        begun = {one.piece for one in done}
+        done += [_left_out(piece.name, INTERRUPTED) for piece in pieces if piece.name not in begun]
         signal.signal(signal.SIGTERM, before)
         write(arguments.out, report.result(found, done, arguments.device, arguments.quick))
     return 1 if report.has_failed(done) else 0
@@ -68,8 +74,9 @@ def run_pieces(
     arguments: argparse.Namespace,
     variables: Mapping[str, str],
     missing: Mapping[str, str],
-) -> Iterator[report.Done]:
-    """What becomes of each piece, one after the other; those that find no time are left out.
+    done: list[report.Done],
+) -> None:
+    """Runs the pieces one after the other; those that find no time are left out.
 
     Args:
         pieces: in their order.
@@ -77,22 +84,28 @@ def run_pieces(
         arguments: of the command line.
         variables: the environment of the processes.
         missing: modules that are not installed.
+        done: what became of each is added here, also of one in which this process is asked to end.
     """
     with tempfile.TemporaryDirectory(prefix="alpro-gpu-", ignore_cleanup_errors=True) as folder:
         for place, piece in enumerate(pieces):
             seconds = allowance(max(0.0, deadline - time.monotonic()), pieces[place:])
             needed = [name for name in _NEEDED_BY_TESTS if name in missing] if piece.name == "tests" else []
             if needed:
-                yield _left_out(piece.name, f"needs {needed[0]}, which is not installed")
+                done.append(_left_out(piece.name, f"needs {needed[0]}, which is not installed"))
             elif seconds is None:
-                yield _left_out(piece.name, "no time")
+                done.append(_left_out(piece.name, "no time"))
             else:
-                yield _run_piece(piece, seconds, arguments, variables, Path(folder))
+                _run_piece(piece, seconds, arguments, variables, Path(folder), done)
 
 
 def _run_piece(
-    piece: Piece, seconds: float, arguments: argparse.Namespace, variables: Mapping[str, str], folder: Path
-) -> report.Done:
+    piece: Piece,
+    seconds: float,
+    arguments: argparse.Namespace,
+    variables: Mapping[str, str],
+    folder: Path,
+    done: list[report.Done],
+) -> None:
     print(f"{piece.name}: at most {seconds:.0f} s", flush=True)
     started = time.monotonic()
     journal, log = Journal(folder / piece.name), arguments.out / f"{piece.name}.log"
@@ -101,11 +114,17 @@ def _run_piece(
     # Without a GPU nothing hangs on a driver, and a part may take as long as a busy machine makes it.
     stall_s = piece.stall_s if arguments.device == "cuda" else seconds
     # What a killed process leaves behind is removed with the folder.
-    outcomes = work_through(command, journal, log, seconds, stall_s, {**variables, "TMPDIR": str(folder)})
+    try:
+        outcomes = work_through(command, journal, log, seconds, stall_s, {**variables, "TMPDIR": str(folder)})
+    except BaseException:  # Asked to end: by Ctrl-C, or by SIGTERM.
+        outcomes = broken_off(journal)
+        raise
+    finally:
+        spent = time.monotonic() - started
+        done.append(report.Done(piece=piece.name, outcomes=outcomes, seconds=spent, allowed_s=seconds))
     for outcome in outcomes:
         if piece.name != "tests" or outcome.state == "failed":
             print(f"  {outcome.state}: {outcome.name}{': ' * bool(outcome.why)}{outcome.why}", flush=True)
-    return report.Done(piece=piece.name, outcomes=outcomes, seconds=time.monotonic() - started, allowed_s=seconds)
 
 
 def command_of(piece: Piece, arguments: argparse.Namespace, journal: Path) -> list[str]:
@@ -155,12 +174,19 @@ def _refuse(why: str) -> int:
     return 2
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= 24 * 60:
+        raise argparse.ArgumentTypeError(f"{text} is none between 0 and a day")
+    return minutes
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="toy sizes, few repetitions: to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu"), metavar="FOLDER", help="(%(default)s)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (%(default)g)")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for everything (%(default)g)")
     names = [piece.name for piece in PIECES]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"run these pieces; of {names}")
     return parser

@@ -16,6 +16,8 @@ A benchmark is a script that measures and returns rows::
 import argparse
 import json
 import math
+import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from alpro_stream.errors import AlproError
+from alpro_stream.errors import AlproError, ConfigError
+from alpro_stream.exit_status import INTERRUPTED
 from alpro_stream.shards.storage import publish_bytes
 from benchmarks import machine
 
@@ -195,10 +198,13 @@ def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
     return {key: value if value is not None and math.isfinite(value) else None for key, value in numbers.items()}
 
 
-def results(name: str, rows: Sequence[Row], content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def results(
+    name: str, rows: Sequence[Row], content: Mapping[str, Any] | None = None, is_quick: bool = False
+) -> dict[str, Any]:
     """The whole result of a benchmark as plain values, with where and on what it was measured."""
     return {
         "benchmark": name,
+        **({"quick": True} if is_quick else {}),
         "machine": machine.describe(),
         "versions": machine.versions(),
         "commit": machine.commit(),
@@ -239,6 +245,21 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     return shown
 
 
+def check_writable(path: Path) -> None:
+    """Before anything is measured, as it takes long.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--json {path}: the results cannot be written there ({error.strerror})") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} is not writable"
+        raise ConfigError(f"--json {path}: the results cannot be written there ({why})")
+
+
 def save(path: Path, result: Mapping[str, Any]) -> None:
     """Writes the result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +285,7 @@ def run(
         conclude: prints or writes what follows from the rows, below the table.
 
     Returns:
-        0; with ``--check`` 1 if a target was missed; 2 if the benchmark could not be run.
+        0; with ``--check`` 1 if a target was missed; 2 if the benchmark could not be run; 130 at Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py")
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it runs")
@@ -273,12 +294,21 @@ def run(
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args(argv)
+    # Asked to end, it leaves no processes and no folders behind.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        if arguments.json is not None:
+            check_writable(arguments.json)
         rows = build_rows(arguments)
         content = describe_content(arguments) if describe_content is not None else None
-    except AlproError as error:
+    except (AlproError, OSError) as error:  # A folder that is a file, a full disk: the system's text says it.
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: nothing was written", markup=False)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     # Piped output has no width of its own, and 80 columns would break the names.
     width = None if sys.stdout.isatty() else 220
     console = Console(width=width)
@@ -286,7 +316,7 @@ def run(
     if content:
         console.print("measured on:", ", ".join(f"{key} {value}" for key, value in content.items()), soft_wrap=True)
     if arguments.json is not None:
-        save(arguments.json, results(name, rows, content))
+        save(arguments.json, results(name, rows, content, arguments.quick))
     if conclude is not None:
         conclude(arguments, rows)
     return 1 if arguments.check and any(row.ok is False for row in rows) else 0

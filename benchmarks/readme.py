@@ -47,7 +47,8 @@ def section(results: Results) -> str:
         f"| R@1 text to video, on the clips it was trained on: VTC / VTM / chance "
         f"| {figures['VTC text to video R@1']:.0f} % / {figures['VTM text to video R@1']:.0f} % "
         f"/ {_limit(demo, 'VTC text to video R@1'):.0f} % |",
-        f"| pre-training step of the demo: {parts['throughput']:.0f} clips/s, of which waiting for data "
+        f"| pre-training step of the demo: {parts['throughput']:.0f} clips/s, "
+        f"{_ratio(results['end_to_end'], 'throughput'):.2f} of plain matrix products alone; of it waiting for data "
         f"| {100 * parts['data wait'] / parts['step']:.1f} % |",
         f"| waiting for the prompter | {100 * parts['prompter wait'] / parts['step']:.1f} % |",
         f"| step of the published model, batch 4, fp32: rate of its operations over that of a plain matrix product "
@@ -133,7 +134,7 @@ def forecast(results: Results) -> str:
     machine, values = found["machine"], _values(found)
     lines = [
         f"On {machine['num_cores']:g} cores ({machine['cpu']}): off by {number(values['error, median'])} % in the "
-        f"median, by {number(values['error, largest'])} % at the most.",
+        f"median, by {number(values['error, largest'])} % at the most, parts and trainings in one sitting.",
         "",
         "| training | forecast, ms | measured, ms | forecast over measured | by products alone |",
         "|---|---|---|---|---|",
@@ -174,13 +175,13 @@ def load_results(folder: Path) -> Results:
     """What the benchmarks wrote there.
 
     Raises:
-        ConfigError: a result that the documents need is missing.
+        ConfigError: a result that the documents need is missing, or one cannot be used.
     """
-    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")}
-    if missing := [name for name in NEEDED if name not in results]:
+    paths = {path.stem: path for path in folder.glob("*.json")}
+    if missing := [name for name in NEEDED if name not in paths]:
         files = ", ".join(f"{folder}/{name}.json" for name in missing)
         raise ConfigError(f"{files}: missing; `alpro bench {missing[0]} --json {folder}/{missing[0]}.json` writes it")
-    return results
+    return {name: _read(path) for name, path in paths.items()}
 
 
 def current() -> dict[Path, str]:
@@ -303,6 +304,23 @@ def _table(result: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Results of a benchmark.
+
+    Raises:
+        ConfigError: it holds none, or was only to see that the benchmark runs.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} holds no results: {error}") from error
+    if not isinstance(result, dict) or not result.keys() >= {"benchmark", "machine", "rows"}:
+        raise ConfigError(f"{path} holds no results of a benchmark")
+    if result.get("quick"):
+        raise ConfigError(f"{path} was measured with --quick, which says nothing: run alpro bench {path.stem} again")
+    return result
 
 
 def _link(benchmark: str) -> str:

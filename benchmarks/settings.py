@@ -1,8 +1,9 @@
 """What settings do to the rate and the memory of a training, one changed at a time: `python benchmarks/settings.py`.
 
 The demo's pre-training, from what `make demo` left, each time as a command of its own, whose memory is that of all its
-processes. They take turns. The limit of each is the run with the demo's own settings; of those of two ranks, the run
-with two ranks.
+processes. They take turns, and are compared round by round, as both of a round met the same moment of the machine:
+`times` is the median of these quotients. The limit of each is the run with the demo's own settings; of those of two
+ranks, the run with two ranks.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from alpro_stream.run import RunConfig
 from alpro_stream.train.checkpoint import complete_checkpoints
 from alpro_stream.train.metrics import read_metrics
 from benchmarks.demo import PeakMemory
-from benchmarks.harness import Row, main, measure
+from benchmarks.harness import Measurement, Row, main, measure, quotients
 
 CONFIG = "configs/demo/pretrain.yaml"
 WARMUP_STEPS = 5
@@ -71,24 +72,21 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     start_from = load_config(RunConfig, CONFIG).start_from
     if start_from is not None and not complete_checkpoints(start_from):
         raise ConfigError("the benchmark trains on what the demo made; run `make demo` first")
-    num_steps, repetitions = (3, 1) if arguments.quick else (25, 2)
+    num_steps, repetitions = (3, 1) if arguments.quick else (25, 5)
     memory: dict[str, list[float]] = {name: [] for name in VARIANTS}
     found = measure(
         {name: partial(_clips_per_s, variant, num_steps, memory[name]) for name, variant in VARIANTS.items()},
         repetitions,
         warmup=0,  # Each begins in a process of its own, whose first steps do not count.
     )
-    return [
-        Row.of(
-            name,
-            rate,
-            "clips/s",
-            found[VARIANTS[name].beside],
-            details={"GiB": statistics.median(memory[name])},
-            limit_of=VARIANTS[name].beside,
-        )
-        for name, rate in found.items()
-    ]
+    return [_row(name, found, statistics.median(memory[name])) for name in found]
+
+
+def _row(name: str, found: Mapping[str, Measurement], memory_gib: float) -> Row:
+    beside = VARIANTS[name].beside
+    times = quotients(found[name], found[beside])
+    details = {"GiB": memory_gib, "times": times.median, "spread of times": times.spread or 0.0}
+    return Row.of(name, found[name], "clips/s", found[beside], details=details, limit_of=beside)
 
 
 def _clips_per_s(variant: Variant, num_steps: int, memory: list[float]) -> float:

@@ -158,6 +158,11 @@ class Plan:
         """Steps in which every source is passed through once (with `mix: sizes`; else as many steps)."""
         return sum(self.steps_per_pass)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the steps, that each source has in the long run."""
+        return tuple(weight / sum(self._weights) for weight in self._weights)
+
     def __getitem__(self, step: int) -> PlannedStep:
         """The global batch of a step; any step, in any order, at the same cost."""
         return self.part(step, range(self.num_lanes))

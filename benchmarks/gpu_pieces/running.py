@@ -13,6 +13,8 @@ from benchmarks.gpu_pieces.journal import Journal, Outcome
 _POLL_S = 0.1
 _GRACE_S = 3.0
 _MOST_STARTS = 8
+INTERRUPTED = "interrupted"
+"""Why a part was left out that this process was asked to end before."""
 
 
 def work_through(
@@ -57,6 +59,20 @@ def work_through(
             journal.end(name, "left out", "no time")
         else:
             journal.end(name, "failed", "the process ended before it")
+    return _in_order(journal)
+
+
+def broken_off(journal: Journal) -> list[Outcome]:
+    """The outcomes of a command that was ended with this process; what it did not get to is left out."""
+    record = journal.read()
+    if not record.names:
+        return [Outcome(name=journal.path.stem, state="left out", why=INTERRUPTED)]
+    for name in [*([record.running] if record.running else []), *record.left]:
+        journal.end(name, "left out", INTERRUPTED)
+    return _in_order(journal)
+
+
+def _in_order(journal: Journal) -> list[Outcome]:
     record = journal.read()
     places = {name: place for place, name in enumerate(record.names)}
     return sorted(record.outcomes, key=lambda outcome: places.get(outcome.name, len(places)))

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from alpro_launch.processes import run
 from alpro_stream.errors import ConfigError
+from alpro_stream.exit_status import INTERRUPTED
 from alpro_stream.shards.storage import publish_bytes
 
 FOLDER = Path("benchmarks")
@@ -42,7 +44,16 @@ def run_bench(name: str | None, rest: Sequence[str]) -> int:
             f"no benchmark {name} here; run this in the folder of a checkout"
             + (f", with one of: {', '.join(known)}, or {ALL}" if known else " (the wheel has no benchmarks)")
         )
-    return run([sys.executable, str(script), *rest])
+    return _run(script, rest)
+
+
+def _run(script: Path, arguments: Sequence[str]) -> int:
+    """Its exit status; at Ctrl-C it says so itself."""
+    try:
+        status = run([sys.executable, str(script), *arguments])
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 128 - status if status < 0 else status
 
 
 def known_benchmarks(folder: Path) -> dict[str, str]:
@@ -89,13 +100,15 @@ def _run_all(names: Sequence[str], rest: Sequence[str]) -> int:
         for number, name in enumerate(names, start=1):
             print(f"\n{name} ({number} of {len(names)})", flush=True)
             file = Path(folder) / f"{name}.json"
-            statuses[name] = run([sys.executable, str(FOLDER / f"{name}.py"), *flags, "--json", str(file)])
+            statuses[name] = _run(FOLDER / f"{name}.py", [*flags, "--json", str(file)])
+            if statuses[name] in (INTERRUPTED, 128 + signal.SIGTERM):
+                break
             if file.is_file():
                 done.append(str(file))
                 # Not before: where nothing was measured now, the file of an earlier time stays, outside of the table.
                 if wanted.json:
                     publish_bytes(wanted.json / file.name, file.read_bytes())
-        run([sys.executable, str(FOLDER / "summary.py"), *done])
+        _run(FOLDER / "summary.py", done)
     for name, status in statuses.items():
         if status:
             print(f"{name} ended with status {status}", file=sys.stderr)

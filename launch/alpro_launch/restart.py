@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Protocol
 
@@ -60,7 +61,11 @@ class NextAttempt:
 
 def allowed_ranks(num_lanes: int, num_micro_batches: int) -> list[int]:
     """The numbers of ranks that can train a run: they divide its lanes, and the micro-batches those of a rank."""
-    return [size for size in range(1, num_lanes + 1) if num_lanes % (size * num_micro_batches) == 0]
+    num_cuts, left = divmod(num_lanes, num_micro_batches)
+    if left:
+        return []
+    small = [size for size in range(1, isqrt(num_cuts) + 1) if num_cuts % size == 0]
+    return sorted({*small, *(num_cuts // size for size in small)})
 
 
 def back_off_s(failures: int) -> float:

@@ -20,6 +20,7 @@ from alpro_stream.stream.sources import open_sources
 from alpro_stream.testing.configs import tiny_run, write_corpus
 
 TINY = "configs/prompter/tiny.yaml"
+PARTS = "benchmarks/results/forecast.json"
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,39 @@ def test_storage_must_give_what_a_step_reads(said, config):
     assert said["bottleneck"].startswith("bottleneck: reading takes")
 
 
+def test_fewer_ranks_have_the_rates_that_were_measured_with_as_many(config, tmp_path):
+    def forecast(num_ranks):
+        file = tmp_path / f"{num_ranks}.json"
+        ranks = [
+            "--gpu",
+            "here",
+            "--gpus",
+            str(num_ranks),
+            f"stream.global_batch={4 * num_ranks}",
+            f"stream.num_lanes={2 * num_ranks}",
+        ]
+        assert main(["forecast", str(config), *ranks, "--measured", PARTS, "--json", str(file)]) == 0
+        return json.loads(file.read_text())
+
+    one, two = forecast(1), forecast(2)
+    assert two["weak_scaling"][0]["step_s"] == pytest.approx(one["step_s"])
+    assert two["memory_bytes"]["context"] == 0
+
+
+def test_files_of_both_flags_count(config, tmp_path):
+    results = [f"benchmarks/results/{name}.json" for name in ("stream", "checkpoint")]
+    flags = [word for file in results for word in ("--measured", file)]
+    file = tmp_path / "forecast.json"
+    assert main(["forecast", str(config), "--gpu", "a100", *flags, "--json", str(file)]) == 0
+    assert [text.partition(":")[0] for text in json.loads(file.read_text())["measured"]] == ["stream", "checkpoint"]
+
+
 def test_what_is_printed(config, capsys):
     assert main(["forecast", str(config), "--gpu", "h100"]) == 0
     shown = capsys.readouterr().out
     for text in ("a step of 8 samples on 1 x 1 h100", "storage must give", "fits", "scaling, strong", "scaling, weak"):
         assert text in shown
-    assert "bottleneck: decoding takes" in shown  # One worker cannot keep up with such a GPU.
+    assert "bottleneck: starting operations" in shown
     assert "assumed: matrix products reach 0.6 of the peak in fp32, all else 2,680 GB/s of memory" in shown
 
 
@@ -149,6 +177,9 @@ def test_the_example_of_the_docs(capsys):
         (["configs/evaluate/tiny_qa.yaml", "--gpu", "a100"], "is no configuration of a training run"),
         ([TINY, "--gpu", "here", "--share-of-peak", "0.3"], "are of a GPU of the table, not of --gpu here"),
         ([TINY, "--gpu", "here"], "--gpu here: the measured rates are of no machine"),
+        ([TINY, "--gpu", "here", "--gpus", "4", "--measured", PARTS], "4 ranks of a node (--gpus) are more than the 2"),
+        ([TINY, "--gpu", "a100", "--network-gb-per-s", "1e-320"], "network_gb_per_s"),
+        ([TINY, "--gpu", "a100", "stream.num_lanes=10000000000"], "global_batch 8 is not a multiple of stream.num_la"),
         ([TINY, "--gpu", "a100", "--measured", "nothing.json"], "nothing.json: No such file"),
         ([TINY, "--gpu", "a100", "--measured", "benchmarks/results/plan.json"], "results of plan, which say nothing"),
         ([TINY, TINY, "--gpu", "a100"], "one configuration file is wanted"),
@@ -176,3 +207,29 @@ def test_every_option_is_on_the_page():
     page = Path("docs/forecast.md").read_text(encoding="utf-8")
     for name in ForecastOptions.model_fields:
         assert f"--{name.replace('_', '-')}" in page, name
+
+
+def test_sources_have_the_steps_that_the_run_gives_them(config):
+    def kinds(*overrides):
+        return read_facts(load_config(RunConfig, config, overrides)).data.kinds
+
+    assert kinds() == {"video": 0.75, "image": 0.25}
+    assert kinds("stream.mix=alternate") == {"video": 0.5, "image": 0.5}
+    sources = [{**one, "weight": weight} for one, weight in zip(sources_of(config), (1, 9), strict=True)]
+    weighted = ["stream.mix=weights", f"stream.sources={json.dumps(sources)}"]
+    assert kinds(*weighted) == {"video": 0.1, "image": 0.9}
+    elsewhere = [{**one, "path": "nowhere"} for one in sources]
+    assert kinds("stream.mix=weights", f"stream.sources={json.dumps(elsewhere)}") == {"video": 0.1, "image": 0.9}
+
+
+def sources_of(config):
+    return yaml.safe_load(Path(config).read_text())["stream"]["sources"]
+
+
+def test_a_sample_of_the_data_may_be_less_than_a_batch(config):
+    run = load_config(RunConfig, config, ["stream.global_batch=1000", "stream.num_lanes=1"])
+    with pytest.raises(PlanError, match="less than one global batch"):
+        read_facts(run)
+    found = read_facts(run, samples=5000).data
+    assert (found.steps_per_epoch, sum(found.kinds.values())) == (5, pytest.approx(1))
+    assert found.clip_bytes is not None

@@ -269,6 +269,8 @@ def test_a_measured_gpu_is_recognised_by_its_name():
     a100, h100 = devices.find_device("a100"), devices.find_device("h100")
     assert devices.is_of(a100, ["NVIDIA A100-SXM4-80GB"] * 8)
     assert not devices.is_of(a100, ["NVIDIA H100 80GB HBM3"])
+    assert not devices.is_of(a100, ["NVIDIA A100-PCIE-40GB"])
+    assert not devices.is_of(a100, ["NVIDIA A100 80GB PCIe"])
     assert devices.is_of(h100, ["NVIDIA H100 80GB HBM3"])
     assert not devices.is_of(h100, ["NVIDIA H100 PCIe"])
     assert not devices.is_of(a100, [])

@@ -9,9 +9,9 @@ from alpro_launch.forecast import measured
 from alpro_launch.forecast.collectives import Links
 from alpro_launch.forecast.devices import find_device
 from alpro_launch.forecast.facts import Data
-from alpro_launch.forecast.machine import CLIP_S, VIDEO_S, gpu_machine, measured_machine
+from alpro_launch.forecast.machine import CLIP_S, IMAGE_TIMES, VIDEO_S, gpu_machine, measured_machine
 from alpro_launch.forecast.measured import Measured, read_measured
-from alpro_launch.forecast.parts import Parts, parts_of, rows_of
+from alpro_launch.forecast.parts import FRAME_SIZE, Parts, parts_of, rows_of
 from alpro_launch.forecast.rates import MeasuredRates
 from alpro_launch.forecast.work import Work
 from alpro_stream.config import load_config
@@ -67,6 +67,9 @@ def published(monkeypatch):
     return work
 
 
+PUBLISHED_SIZE = "model.video.image_size=224"
+
+
 def run(*overrides):
     return load_config(RunConfig, "configs/prompter/tiny.yaml", overrides)
 
@@ -95,16 +98,40 @@ def test_parts_come_back_from_their_rows():
 
 def test_the_machine_that_was_measured(tmp_path):
     found = read_measured([write(tmp_path / "forecast.json", "forecast", as_rows({1: ONE, 2: TWO}))])
-    one, two, four = (measured_machine(run(), found, num_ranks, DATA) for num_ranks in (1, 2, 4))
+    sizes = ["stream.augment=none", "model.video.width=64", f"model.video.image_size={FRAME_SIZE}"]
+    one, two = (measured_machine(run(*sizes), found, num_ranks, DATA) for num_ranks in (1, 2))
     assert one.rates.seconds(Work(flops=2e10), 64) == pytest.approx(1.0)
     assert two.rates.seconds(Work(flops=2e10), 64) == pytest.approx(2.0)
     # Two frames of a clip of the tiny run.
     assert (one.decode_s, two.decode_s) == pytest.approx((2e-4, 4e-4))
-    assert (one.cores_per_rank, two.cores_per_rank, four.cores_per_rank) == (2.0, 1.0, 1.0)
+    assert (one.cores_per_rank, two.cores_per_rank) == (2.0, 1.0)
     # One rank has no links of its own: those of two are taken for many such machines.
     assert one.links == two.links
-    assert four.assumed == ["4 ranks of a node have the rates that were measured with 2"]
+    [decoding] = two.assumed
+    assert decoding.startswith(
+        f"a sample of stored frames takes 0.4 ms of a core, from that of a frame of {FRAME_SIZE}"
+    )
     assert (one.name, one.memory_bytes, one.shares_cores) == ("2 cores (a CPU)", None, True)
+
+
+def test_what_was_measured_otherwise_is_said(tmp_path):
+    found = read_measured([write(tmp_path / "two.json", "forecast", as_rows({2: TWO}))])
+    with pytest.raises(ConfigError, match=r"4 ranks of a node .* are more than the 2 cores"):
+        measured_machine(run(), found, 4, DATA)
+    assert (
+        "1 ranks of a node have the rates that were measured with 2" in measured_machine(run(), found, 1, DATA).assumed
+    )
+    wide = measured_machine(run("model.video.width=768", "model.text.width=768"), found, 2, DATA)
+    assert "products 768 wide have the rate that was measured 64 wide" in wide.assumed
+    sizes = [f"model.video.image_size={FRAME_SIZE // 2}", "stream.augment=none"]
+    assert measured_machine(run(*sizes), found, 2, DATA).decode_s == pytest.approx(4e-4 / 4)
+
+
+@pytest.mark.parametrize(("part", "value"), [("product, width 64", 0.0), ("sums", 0.0), ("update", -5.0)])
+def test_parts_that_cannot_be_are_refused(tmp_path, part, value):
+    rows = [{**row, "value": value} if row["name"].endswith(part) else row for row in as_rows({2: TWO})]
+    with pytest.raises(ConfigError, match=f"without a usable '{part}'"):
+        read_measured([write(tmp_path / "forecast.json", "forecast", rows)])
 
 
 def test_a_step_on_a_cpu_gives_its_rates(tmp_path, published):
@@ -182,7 +209,7 @@ def test_results_of_a_gpu_say_how_fast_it_decodes(tmp_path, published):
     # Clips of two frames; four were measured.
     rates = {"none": 2000, "published": 1000, "increasing": 1000}
     for augment, rate in rates.items():
-        machine = on("a100", run(*mixed, f"stream.augment={augment}"), found)
+        machine = on("a100", run(*mixed, PUBLISHED_SIZE, f"stream.augment={augment}"), found)
         assert machine.decode_s == pytest.approx(2 / 4 / rate)
         assert any("measured with published" in text for text in machine.assumed) == (augment == "increasing")
     assert on("a100", run(*mixed)).decode_s is None
@@ -204,7 +231,7 @@ def test_results_of_a_gpu_without_a_step_name_what_measures_them(tmp_path):
 
 def test_results_of_a_gpu_of_toy_size_are_refused(tmp_path):
     path = gpu_results(tmp_path / "gpu.json", GPU_ROWS, quick=True)
-    with pytest.raises(ConfigError, match=r"gpu at toy size, .*bash benchmarks/gpu.sh"):
+    with pytest.raises(ConfigError, match=r"gpu\.json was measured with --quick, at toy size"):
         read_measured([path])
 
 
@@ -238,10 +265,17 @@ def test_committed_results_say_how_fast_cores_decode_and_what_is_read(published)
     assert found.clip_s == pytest.approx({name: CLIP_S[name] for name in found.clip_s}, rel=0.25)
     assert found.clip_s.keys() >= {"none", "published"}
     assert found.video_s == pytest.approx(VIDEO_S, rel=0.25)
+    decoded = {row["name"]: row["details"] for row in json.loads((RESULTS / "decode.json").read_text())["rows"]}
+    image_ms, clip_ms = (
+        decoded[f"libjpeg-turbo, {name}"]["CPU ms/clip"] for name in ("random resized crops", "published augmentation")
+    )
+    assert image_ms / clip_ms == pytest.approx(IMAGE_TIMES, rel=0.25)
     assert found.clip_bytes == pytest.approx(63e3, rel=0.1)
     assert 0 < found.rest_s < 0.1
     assert len(found.taken) == 3
-    machine = measured_machine(run("stream.augment=published", "model.video.num_frames=8"), found, 1, DATA)
+    machine = measured_machine(
+        run("stream.augment=published", "model.video.num_frames=8", PUBLISHED_SIZE), found, 1, DATA
+    )
     assert machine.decode_s == pytest.approx(2 * found.clip_s["published"])
 
 
@@ -360,8 +394,14 @@ def test_the_prompter_computes_in_its_own_format():
 def test_an_image_is_one_frame(tmp_path):
     found = read_measured([write(tmp_path / "decode.json", "decode", [turbo(1.0)])])
     mixed = Data(10.0, {"video": 0.75, "image": 0.25}, 500.0)
-    machine = on("a100", run("model.video.num_frames=8", "stream.augment=none"), found, mixed)
+    overrides = ["model.video.num_frames=8", "stream.augment=none"]
+    machine = on("a100", run(*overrides, PUBLISHED_SIZE), found, mixed)
     assert machine.decode_s == pytest.approx((0.75 * 8 + 0.25) / 4 * 1e-3)
+    # Four times the pixels.
+    assert on("a100", run(*overrides, "model.video.image_size=448"), found, mixed).decode_s == 4 * machine.decode_s
+    # Not assumed of a size of its own, but of the same frames; images are random resized crops.
+    augmented = on("a100", run(PUBLISHED_SIZE, "model.video.num_frames=8", "stream.augment=published"), found, mixed)
+    assert augmented.decode_s == pytest.approx((0.75 * 8 + 0.25 * IMAGE_TIMES) / 4 * CLIP_S["published"])
 
 
 def test_here_needs_rates_of_a_machine():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.gpu_pieces.budget import PIECES, Piece, allowance
 from benchmarks.gpu_pieces.journal import Journal
-from benchmarks.gpu_pieces.running import work_through
+from benchmarks.gpu_pieces.running import broken_off, work_through
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
@@ -180,3 +181,38 @@ def test_the_command_runs_a_piece_and_writes_both_files(tmp_path):
     assert [row["unit"] for row in written["rows"]] == ["TFLOP/s", "TFLOP/s", "GB/s", "GB/s"]
     assert "matrix product, bf16" in (tmp_path / "gpu.md").read_text()
     assert "matrix product, bf16" in done.stdout
+
+
+def test_asked_to_end_it_writes_what_it_knows(tmp_path):
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--only", "limits", "step"]
+    with subprocess.Popen([*command, "--out", tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        for line in process.stdout:
+            if line.startswith("limits: at most"):
+                process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(one["piece"], one["why"]) for one in written["not_measured"]] == [
+        ("limits", "interrupted"),
+        ("step", "interrupted"),
+    ]
+
+
+def test_a_journal_that_is_broken_off_keeps_what_was_done(tmp_path):
+    journal = Journal(tmp_path / "piece")
+    journal.announce(["one", "two", "three"])
+    journal.begin("one")
+    journal.end("one", "done")
+    journal.begin("two")
+    assert [(one.name, one.state, one.why) for one in broken_off(journal)] == [
+        ("one", "done", ""),
+        ("two", "left out", "interrupted"),
+        ("three", "left out", "interrupted"),
+    ]
+
+
+@pytest.mark.parametrize("flags", [["--minutes", "nan"], ["--minutes=-5"], ["--out", "README.md"]])
+def test_what_could_measure_nothing_is_refused(flags):
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--only", "limits", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "none between 0 and a day" in done.stderr or "cannot be written there (File exists)" in done.stderr

@@ -4,13 +4,16 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from alpro_stream.errors import ShardError
+from alpro_stream.exit_status import INTERRUPTED
 from benchmarks import machine
 from benchmarks.harness import Measurement, Row, Target, measure, quotients, results, run
 
@@ -127,6 +130,47 @@ def test_an_error_of_the_library_is_one_message(capsys, tmp_path):
     assert run("sample", broken, argv=["--json", str(tmp_path / "x.json")]) == 2
     assert capsys.readouterr().err.strip() == "error: no shards in [somewhere]"
     assert not (tmp_path / "x.json").exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(capsys, tmp_path):
+    def never(_):
+        raise AssertionError("measured")
+
+    (tmp_path / "file").touch()
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file/x.json", "File exists")):
+        assert run("sample", never, argv=["--json", str(path)]) == 2
+        assert capsys.readouterr().err.split() == (
+            f"error: --json {path}: the results cannot be written there ({why})".split()
+        )
+
+
+def test_quick_results_say_so(tmp_path):
+    path = tmp_path / "x.json"
+    assert run("sample", lambda _: [], argv=["--quick", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["quick"] is True
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, INTERRUPTED)])
+def test_asked_to_end_it_leaves_nothing_behind(tmp_path, number, status):
+    script = tmp_path / "sample.py"
+    script.write_text(
+        "import subprocess, sys, tempfile\n"
+        "from benchmarks.harness import run\n"
+        "def rows(_):\n"
+        "    with tempfile.TemporaryDirectory(prefix='kept-') as folder:\n"
+        "        code = f'print({folder!r}, flush=True); import time; time.sleep(60)'\n"
+        "        subprocess.run([sys.executable, '-c', code])\n"
+        "sys.exit(run('sample', rows, argv=[]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        folder = Path(process.stdout.readline().strip())
+        assert folder.is_dir()
+        [child] = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        assert process.wait(30) == status
+    assert not folder.exists()
+    assert not child.is_running()
 
 
 def test_own_arguments_and_quick_reach_the_benchmark():

@@ -22,6 +22,26 @@ def test_a_result_that_is_missing_is_named(tmp_path):
         readme.load_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            '{"benchmark": "plan", "machine": {}, "quick": true, "rows": []}',
+            "with --quick, .* bench plan again",
+        ),
+        ('{"benchmark": "plan"}', "holds no results of a benchmark"),
+        ("[]", "holds no results of a benchmark"),
+        ('{"benchmark": ', "holds no results: "),
+    ],
+)
+def test_results_that_cannot_be_used_are_refused(tmp_path, text, says):
+    for name in readme.NEEDED:
+        (tmp_path / f"{name}.json").write_text((readme.RESULTS / f"{name}.json").read_text())
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"plan\.json .*{says}"):
+        readme.load_results(tmp_path)
+
+
 def test_what_has_no_target_is_said_with_its_result():
     found = dict(readme.load_results(readme.RESULTS))
     hidden = readme.untargeted(found)

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from alpro_launch.forecast.machine import Machine, gpu_machine, measured_machine
 from alpro_launch.forecast.measured import Measured, read_measured
 from alpro_launch.forecast.report import Forecast, as_json, show
 from alpro_launch.forecast.scaling import scaling
-from alpro_launch.forecast.step import forecast_step, layout_of
+from alpro_launch.forecast.step import Layout, StepForecast, forecast_step, layout_of
 from alpro_launch.forecast.work import work_of
 from alpro_launch.preflight_checks.disk import checkpoint_bytes
 from alpro_stream.config import Config, load_config, read_config, validate
@@ -37,17 +36,17 @@ class ForecastOptions(Config):
     """GPUs (or ranks) of a machine."""
     measured: tuple[Path, ...] = ()
     """Results of benchmarks, in place of the table's figures."""
-    samples: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1, le=10**15)
     """Of an epoch, where the data sets are not here."""
-    clip_bytes: float | None = Field(default=None, gt=0)
+    clip_bytes: float | None = Field(default=None, ge=1, le=1e15)
     """That a step reads of a sample, where the data sets are not here."""
-    storage_mb_per_s: float | None = Field(default=None, gt=0)
+    storage_mb_per_s: float | None = Field(default=None, ge=1e-6, le=1e12)
     """That the storage gives to all nodes together."""
-    share_of_peak: float | None = Field(default=None, gt=0, le=1)
+    share_of_peak: float | None = Field(default=None, ge=1e-6, le=1)
     """Of the peak, that the executed operations of a whole step reach; in place of what is measured or assumed."""
-    network_gb_per_s: float | None = Field(default=None, gt=0)
+    network_gb_per_s: float | None = Field(default=None, ge=1e-6, le=1e6)
     """Of a node's network by its name, one direction, in place of the table's."""
-    link_gb_per_s: float | None = Field(default=None, gt=0)
+    link_gb_per_s: float | None = Field(default=None, ge=1e-6, le=1e6)
     """Of a GPU to the others of its node, one direction, in place of the table's."""
 
 
@@ -95,27 +94,31 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
     layout = layout_of(config, options.nodes, options.gpus)
     measured = read_measured(options.measured)
     facts = read_facts(config, options.samples, options.clip_bytes, measured.clip_bytes)
-    if device is None:
-        if options.share_of_peak or options.network_gb_per_s or options.link_gb_per_s:
-            raise ConfigError(
-                "--share-of-peak, --network-gb-per-s and --link-gb-per-s are of a GPU of the table, not of --gpu "
-                f"{HERE}"
-            )
-        machine = measured_machine(config, measured, options.gpus, facts.data)
-    else:
-        machine = gpu_machine(
+    if device is None and (options.share_of_peak or options.network_gb_per_s or options.link_gb_per_s):
+        raise ConfigError(
+            f"--share-of-peak, --network-gb-per-s and --link-gb-per-s are of a GPU of the table, not of --gpu {HERE}"
+        )
+
+    def machine_of(cut: Layout) -> Machine:
+        if device is None:
+            return measured_machine(config, measured, min(cut.num_ranks, cut.ranks_per_node), facts.data)
+        return gpu_machine(
             device,
             config,
             measured,
             facts.data,
-            layout.micro_batch,
+            cut.micro_batch,
             share=options.share_of_peak,
             network_per_s=options.network_gb_per_s and options.network_gb_per_s * 1e9,
             link_per_s=options.link_gb_per_s and options.link_gb_per_s * 1e9,
         )
-    work = work_of(config, facts.sizes, facts.data.kinds)
+
+    machine, work = machine_of(layout), work_of(config, facts.sizes, facts.data.kinds)
     storage_per_s = options.storage_mb_per_s and options.storage_mb_per_s * 1e6
-    forecast = partial(forecast_step, config, facts, work, machine, storage_per_s=storage_per_s)
+
+    def forecast(cut: Layout) -> StepForecast:
+        return forecast_step(config, facts, work, machine_of(cut), cut, storage_per_s)
+
     step = forecast(layout)
     can_exchange = machine.links is not None
     strong, weak = (
@@ -132,14 +135,14 @@ def make_forecast(config: RunConfig, options: ForecastOptions) -> Forecast:
         strong=strong,
         weak=weak,
         notes=[*machine.assumed, *facts.notes],
-        taken=_taken(measured, device is None),
+        taken=_taken(measured, device is None, options.share_of_peak is not None),
         decodes_on_gpu=config.stream.decode.device == "mixed",
     )
 
 
-def _taken(measured: Measured, is_here: bool) -> list[str]:
+def _taken(measured: Measured, is_here: bool, is_share_given: bool) -> list[str]:
     """What measured figures the forecast uses: rates of a machine's parts take the place of those of its whole step."""
-    unused = {"step", "end_to_end"} if is_here and measured.parts else set()
+    unused = {"step", "end_to_end"} if is_here and measured.parts else {"step"} if is_share_given else set()
     return [f"{text}: not used" if name in unused else text for name, text in measured.taken]
 
 

@@ -159,13 +159,9 @@ def markdown_table() -> str:
 
 
 def is_of(device: Device, gpu_names: list[str]) -> bool:
-    """Whether measured GPUs are of this kind: by their product or name, with the same peak."""
-
-    def has(name: str, words: str) -> bool:
-        """Whole ones: an L40S is no L4, and a GH200 no H200."""
-        return re.search(rf"\b{re.escape(words)}\b", name) is not None
-
+    """Whether measured GPUs are of this kind: by their product, with the same peak."""
+    # In whole words: an L40S is no L4, and a GH200 no H200.
+    product = re.compile(rf"\b{re.escape(device.product)}\b")
     return bool(gpu_names) and all(
-        (has(name, device.product) or has(name, device.name.upper())) and peak_per_s(name) == device.peak_per_s["bf16"]
-        for name in gpu_names
+        product.search(name) is not None and peak_per_s(name) == device.peak_per_s["bf16"] for name in gpu_names
     )

@@ -1,6 +1,6 @@
 """What a forecast knows of a run's data and sizes: from the data sets where they are there, else from options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alpro_launch.forecast.work import Sizes
@@ -70,7 +70,7 @@ def read_facts(
     """
     notes: list[str] = []
     sizes = _sizes(config, notes)
-    data = _data(config, notes)
+    data = _data(config, samples is not None, notes)
     if samples is not None:
         if samples < config.stream.global_batch:
             raise ConfigError(
@@ -126,29 +126,40 @@ def _vocab_size(tokenizer: str, notes: list[str]) -> int:
         return _BERT_WORDS
 
 
-def _data(config: RunConfig, notes: list[str]) -> Data:
+def _data(config: RunConfig, is_sample: bool, notes: list[str]) -> Data:
+    """What lies behind the sources; of a sample of the data, which may be less than a batch, shares and bytes count."""
     stream = config.stream
+    if is_sample:
+        stream = stream.model_copy(update={"global_batch": 2, "num_lanes": 1})
     try:
         with closing_storage(stream.sources, stream.cache, stream.fetch) as storage:
             sources = open_sources(stream.sources, stream.unit, storage)
             try:
                 plan = make_plan(stream, sources)
-                share = [steps / plan.steps_per_epoch for steps in plan.steps_per_pass]
-                kinds: dict[Kind, float] = {}
-                for source, part in zip(sources, share, strict=True):
-                    kinds[source.kind] = kinds.get(source.kind, 0.0) + part
+                kinds = _together((source.kind, share) for source, share in zip(sources, plan.shares, strict=True))
                 num_frames = config.model.video.num_frames
-                read = [part * bytes_of_clip(one, num_frames) for one, part in zip(sources, share, strict=True)]
+                read = [part * bytes_of_clip(one, num_frames) for one, part in zip(sources, plan.shares, strict=True)]
                 return Data(plan.steps_per_epoch, kinds, sum(read), any(one.stores_videos for one in sources))
             finally:
                 for source in sources:
                     source.reader.close()
     except (ShardError, FetchError) as error:
         notes.append(f"the data are not there ({str(error).splitlines()[0]})")
-    named = {source.kind for source in stream.sources if source.kind} or {"video"}
-    if len(named) > 1:
-        notes.append(f"as many steps are of each kind ({', '.join(sorted(named))})")
-    return Data(None, {kind: 1 / len(named) for kind in sorted(named)}, None)
+    weights = [source.weight if stream.mix == "weights" else 1.0 for source in stream.sources]
+    kinds = _together(
+        (source.kind or "video", weight / sum(weights)) for source, weight in zip(stream.sources, weights, strict=True)
+    )
+    if len(kinds) > 1 and stream.mix == "sizes":
+        notes.append(f"each of the {len(weights)} sources has as many steps, which stream.mix=sizes would not give it")
+    return Data(None, kinds, None)
+
+
+def _together(parts: Iterable[tuple[Kind, float]]) -> dict[Kind, float]:
+    """The sum of each kind."""
+    kinds: dict[Kind, float] = {}
+    for kind, share in parts:
+        kinds[kind] = kinds.get(kind, 0.0) + share
+    return kinds
 
 
 def bytes_of_clip(source: Source, num_frames: int) -> float:

@@ -10,7 +10,7 @@ def add_forecast_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="machines (default 1)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of a machine (default 1)")
     what = "results of benchmarks on such a machine, in place of the table's figures"
-    parser.add_argument("--measured", type=Path, nargs="+", default=[], metavar="FILE", help=what)
+    parser.add_argument("--measured", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help=what)
     parser.add_argument("--samples", type=int, help="of an epoch, where the data sets are not here")
     parser.add_argument("--clip-bytes", type=float, help="that a step reads of a sample, where they are not here")
     parser.add_argument("--storage-mb-per-s", type=float, help="that storage gives to all nodes together")

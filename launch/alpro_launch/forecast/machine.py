@@ -21,6 +21,7 @@ from alpro_launch.forecast.devices import (
 )
 from alpro_launch.forecast.facts import Data
 from alpro_launch.forecast.measured import Measured, MeasuredStep
+from alpro_launch.forecast.parts import FRAME_SIZE
 from alpro_launch.forecast.rates import AssumedRates, Rates
 from alpro_stream.errors import ConfigError
 from alpro_stream.run import RunConfig
@@ -35,7 +36,9 @@ CLIP_S = {"none": 2.0e-3, "published": 3.1e-3, "increasing": 3.4e-3}
 compares them. The last as much more than the second as in decode.json."""
 VIDEO_S = 65e-3
 """Of a core for a clip out of a stored video of 640 x 360: the same file."""
-_CLIP_FRAMES = 4
+IMAGE_TIMES = 1.9
+"""An augmented image is a random resized crop, which takes so much longer than an augmented frame: decode.json."""
+_CLIP_FRAMES, _CLIP_SIZE = 4, 224
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,12 +210,18 @@ def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data
         data: that the run reads.
 
     Raises:
-        ConfigError: no rates of a machine, or those of a GPU, or in another number format than the run's.
+        ConfigError: no rates of a machine, or those of a GPU, or in another number format than the run's; more ranks
+            than it has cores.
     """
     if not measured.parts and measured.step_rates is None:
         what = "a GPU, whose name in the table is wanted" if measured.steps else "no machine"
         raise ConfigError(
             f"--gpu {HERE}: the measured rates are of {what}; give the results of `alpro bench forecast --json FILE`"
+        )
+    if num_ranks > measured.num_cores:
+        raise ConfigError(
+            f"{num_ranks} ranks of a node (--gpus) are more than the {measured.num_cores:g} cores of the machine that "
+            "was measured: take more --nodes, each of which is such a machine"
         )
     _check_format(measured, config)
     assumed: list[str] = []
@@ -240,7 +249,16 @@ def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data
     if measured.clip_s or data.stores_videos:
         decode_s = _decode_s(config, measured, data, assumed)
     else:
-        decode_s = parts.frame_s * _frames(config, data)
+        of_augment = CLIP_S[config.stream.augment] / CLIP_S["none"]
+        decode_s = parts.frame_s * of_augment * _frames(config, data) * _area(config, FRAME_SIZE)
+        assumed.append(
+            f"a sample of stored frames takes {1e3 * decode_s:.3g} ms of a core, from that of a frame of {FRAME_SIZE} "
+            "pixels by the area of the crop (--measured with results of stream)"
+        )
+    width, widths = config.model.video.width, sorted(parts.rates.products)
+    if not widths[0] <= width <= widths[-1]:
+        nearest_width = widths[0] if width < widths[0] else widths[-1]
+        assumed.append(f"products {width} wide have the rate that was measured {nearest_width} wide")
     links = parts.links or next((other.links for other in measured.parts.values() if other.links), None)
     return Machine(
         name=measured.machine,
@@ -272,7 +290,10 @@ def _check_format(measured: Measured, config: RunConfig) -> None:
 
 
 def _decode_s(config: RunConfig, measured: Measured, data: Data, assumed: list[str]) -> float | None:
-    """Seconds of a core or the GPU for a sample; of more frames in proportion. Adds to `assumed` what is not known."""
+    """Seconds of a core or the GPU for a sample; of more frames in proportion. Adds to `assumed` what is not known.
+
+    A crop of another size takes as much more as it has pixels: frames are stored at about the size of the crop.
+    """
     if config.stream.decode.device == "mixed":
         augment, by_augment = config.stream.augment, measured.gpu_clip_s
         if not by_augment or data.stores_videos:
@@ -280,20 +301,27 @@ def _decode_s(config: RunConfig, measured: Measured, data: Data, assumed: list[s
         nearest = augment if augment in by_augment else max(by_augment, key=lambda name: by_augment[name])
         if nearest != augment:
             assumed.append(f"a GPU decodes with augment={augment} as fast as was measured with {nearest}")
-        return by_augment[nearest] * _frames(config, data) / _CLIP_FRAMES
+        return by_augment[nearest] * _frames(config, data) / _CLIP_FRAMES * _area(config, _CLIP_SIZE)
     if data.stores_videos:
         each, known, whole = measured.video_s or VIDEO_S, measured.video_s, "a clip out of a stored video"
     else:
         augment = config.stream.augment
         known = measured.clip_s.get(augment)
-        each = (known or CLIP_S[augment]) * _frames(config, data) / _CLIP_FRAMES
+        still = IMAGE_TIMES if augment != "none" else 1.0
+        frames = _frames(config, data, still) / _CLIP_FRAMES * _area(config, _CLIP_SIZE)
+        each = (known or CLIP_S[augment]) * frames
         whole = "a sample of stored frames"
     if known is None:
         assumed.append(f"{whole} takes {1e3 * each:.3g} ms of a core (--measured with results of stream)")
     return each
 
 
-def _frames(config: RunConfig, data: Data) -> float:
-    """That are decoded of a sample on average; an image is one."""
+def _area(config: RunConfig, measured_size: int) -> float:
+    """Of a crop, over that of the one that was measured."""
+    return float((config.model.video.image_size / measured_size) ** 2)
+
+
+def _frames(config: RunConfig, data: Data, image: float = 1.0) -> float:
+    """That are decoded of a sample on average; an image takes as long as `image` of them."""
     num_frames = config.model.video.num_frames
-    return sum(share * (1 if kind == "image" else num_frames) for kind, share in data.kinds.items())
+    return sum(share * (image if kind == "image" else num_frames) for kind, share in data.kinds.items())

@@ -182,6 +182,8 @@ def read_measured(paths: Sequence[Path]) -> Measured:
         name, gpus = result.benchmark, [gpu.name for gpu in result.machine.gpus]
         machine = f"{result.machine.num_cores:g} cores ({result.machine.cpu})"
         machine += f" with {', '.join(gpus)}" if gpus else ""
+        if result.quick:
+            raise ConfigError(f"{path} was measured with --quick, at toy size: it says nothing about a step")
         try:
             new = _TAKE[name](result)
         except KeyError as error:
@@ -207,7 +209,7 @@ def _read(path: Path) -> _Result:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--measured {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--measured {path} is no JSON: {error}") from error
     name = values.get("benchmark") if isinstance(values, dict) else None
     if isinstance(name, str) and name not in _TAKE:
@@ -261,8 +263,8 @@ _GPU_STEP = re.compile(r"step, (bf16|fp32), batch (\d+)(, compiled)?")
 
 def _gpu(result: _Result) -> dict[str, Any]:
     """Of `benchmarks/gpu.sh`, which leaves out what cannot be measured."""
-    if result.quick or not result.machine.gpus:
-        raise ConfigError("results of gpu at toy size, which say nothing about a step; run `bash benchmarks/gpu.sh`")
+    if not result.machine.gpus:
+        raise ConfigError("results of gpu without one, which say nothing about a step; run `bash benchmarks/gpu.sh`")
     steps = []
     for row in result.rows:
         if found := _GPU_STEP.fullmatch(row.name):

@@ -54,6 +54,7 @@ def memory_of(
     activations: float,
     prompter_parameters: int = 0,
     decoder_bytes: float = 0.0,
+    context_bytes: float = CONTEXT_BYTES,
 ) -> Memory:
     """Memory of a rank.
 
@@ -68,6 +69,7 @@ def memory_of(
         activations: bytes that the backward pass of one micro-batch waits for.
         prompter_parameters: of the prompter; 0 without.
         decoder_bytes: of decoding on the GPU.
+        context_bytes: of CUDA, in each process.
     """
     own_copy = 1 if zero_stage in (1, 2) else 0
     spread = num_ranks if zero_stage else 1
@@ -85,5 +87,5 @@ def memory_of(
         activations=activations,
         prompter=FLOAT_BYTES * prompter_parameters,
         decoder=decoder_bytes,
-        context=num_processes * CONTEXT_BYTES,
+        context=num_processes * context_bytes,
     )

@@ -10,6 +10,8 @@ from alpro_launch.forecast.rates import MeasuredRates
 
 _ROW = re.compile(r"part, (\d+) ranks?: (.+)")
 _PRODUCT = re.compile(r"product, width (\d+)")
+FRAME_SIZE = 96
+"""Side in pixels of the stored frame whose decoding is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Parts:
         rates: of forward, backward and labels.
         update_s: of AdamW, for a parameter.
         update_tensor_s: of AdamW, for a tensor of parameters.
-        frame_s: to decode a stored frame, of a core.
+        frame_s: to decode a stored frame of `FRAME_SIZE`, of a core.
         rest_s: of a step, beside all that is forecast.
         links: to the others; None of one rank.
     """
@@ -59,7 +61,7 @@ def parts_of(rows: Iterable[Mapping[str, Any]]) -> dict[int, Parts]:
     """By number of ranks, what rows of results say; rows of another kind are passed over.
 
     Raises:
-        KeyError: a part is missing.
+        KeyError: a part is missing, or below nothing; a rate is nothing.
     """
     by_ranks: dict[int, dict[str, float]] = {}
     for row in rows:
@@ -69,6 +71,9 @@ def parts_of(rows: Iterable[Mapping[str, Any]]) -> dict[int, Parts]:
 
 
 def _parts(values: Mapping[str, float]) -> Parts:
+    for name, value in values.items():
+        if value < 0 or (value == 0 and (name == "sums" or _PRODUCT.fullmatch(name))):
+            raise KeyError(name)
     products = {int(found[1]): value * 1e9 for name, value in values.items() if (found := _PRODUCT.fullmatch(name))}
     if not products:
         raise KeyError("product")

@@ -186,8 +186,7 @@ def _memory_lines(forecast: Forecast) -> Mapping[str, str]:
     names = {"context": "CUDA itself", "activations": "activations, roughly", "decoder": "decoding, at the most"}
     lines = {names.get(name, name): _gb(size) for name, size in asdict(memory).items() if size}
     if forecast.machine.memory_bytes is None:
-        lines.pop("CUDA itself", None)
-        return {**lines, "together": _gb(memory.total - memory.context)}
+        return {**lines, "together": _gb(memory.total)}
     verdict = "fits" if forecast.fits else "DOES NOT FIT"
     return {**lines, "together": f"{_gb(memory.total)} of {_gb(forecast.machine.memory_bytes)}: {verdict}"}
 

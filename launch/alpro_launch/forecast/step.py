@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from alpro_launch.forecast.collectives import Traffic, feature_bytes, seconds, zero_bytes, zero_calls
+from alpro_launch.forecast.devices import CONTEXT_BYTES
 from alpro_launch.forecast.facts import Facts
 from alpro_launch.forecast.machine import Machine
 from alpro_launch.forecast.memory import Memory, memory_of
@@ -185,7 +186,7 @@ def forecast_step(
         flops=flops,
         utilisation=operations / step_s / peak if peak else None,
         traffic=traffic,
-        memory=_memory(config, facts, work, layout),
+        memory=_memory(config, facts, work, machine, layout),
         waits_for_calls=all(waits),
     )
 
@@ -269,7 +270,7 @@ def _beside(
     return beside
 
 
-def _memory(config: RunConfig, facts: Facts, work: RunWork, layout: Layout) -> Memory:
+def _memory(config: RunConfig, facts: Facts, work: RunWork, machine: Machine, layout: Layout) -> Memory:
     decode = config.stream.decode
     saved = max(work.of(kind, layout.micro_batch).saved_bytes for kind in facts.data.kinds)
     return memory_of(
@@ -280,4 +281,5 @@ def _memory(config: RunConfig, facts: Facts, work: RunWork, layout: Layout) -> M
         activations=saved,
         prompter_parameters=work.prompter_parameters,
         decoder_bytes=decode.device_memory_mb * 2.0**20 if decode.device == "mixed" else 0.0,
+        context_bytes=0.0 if machine.memory_bytes is None else CONTEXT_BYTES,
     )
