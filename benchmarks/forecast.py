@@ -261,14 +261,19 @@ def _measure(runs: Mapping[Size, _Run], fitted: Sequence[Size], quick: bool) -> 
     world = join_world(_TIMEOUT_S, run="the forecast's parts")
     first = next(iter(runs.values())).config
     torch.set_num_threads(first.train.engine.num_threads or 1)
-    widths = sorted({size.width for size in runs})
-    products = {width: _product_rate(width, world, 5 if quick else 30) for width in widths}
+    products: dict[int, list[float]] = {width: [] for width in sorted({size.width for size in runs})}
+    timers = [_PassTimer(runs[size], world) for size in fitted]
+
+    def sample() -> None:
+        for width, rates in products.items():
+            rates.append(_product_rate(width, world, 5 if quick else 30))
+        for timer in timers:
+            timer.sample(3 if quick else 15)
+
+    sample()
     links = _links(world) if world.size > 1 else None
     loopback_per_s = loopback_rate(_SUMMED * 4) if world.size > 1 and world.rank == 0 else 0.0
     world.barrier()
-    timers = [_PassTimer(runs[size], world) for size in fitted]
-    for timer in timers:
-        timer.sample(3 if quick else 15)
     steps = {}
     for size in (fitted[0], *(size for size in runs if size not in fitted)):
         run = runs[size]
@@ -277,10 +282,10 @@ def _measure(runs: Mapping[Size, _Run], fitted: Sequence[Size], quick: bool) -> 
         train(run.config)
         world.barrier()  # The first rank has written all lines.
         steps[size.name] = [line["step_s"] for line in read_metrics(run.config.run_dir)]
-    for timer in timers:  # Again: the machine may have become slower or faster meanwhile.
-        timer.sample(3 if quick else 15)
+    sample()  # Again: the machine may have become slower or faster meanwhile.
     passes = [timer.medians() for timer in timers]
-    return Taken(products, _frame_s(), links, loopback_per_s, passes, steps)
+    rate_of = {width: statistics.median(rates) for width, rates in products.items()}
+    return Taken(rate_of, _frame_s(), links, loopback_per_s, passes, steps)
 
 
 def _product_rate(width: int, world: World, count: int) -> float:
