@@ -103,7 +103,8 @@ def performance(results: Results) -> str:
             "",
             settings(results),
             "",
-            "Of a training, the demo's on the same cores, one setting changed at a time (`settings`):",
+            "Of a training, the demo's on the same cores, one setting changed at a time (`settings`), compared round "
+            "by round. Behind ± is half the interquartile range: a setting within it of 1 has shown nothing here.",
             "",
             training_settings(results),
         ]

@@ -106,6 +106,6 @@ def training_settings(results: Results) -> str:
         other = rows[row["limit_of"]]
         memory = f"{number(row['details']['GiB'])} against {number(other['details']['GiB'])}"
         rates = f"{number(row['value'])} against {number(row['limit'])}"
-        spread = f" ± {number(row['ratio'] * row['spread'] / 2)}"
-        lines.append(f"| `{name}` | `{instead}` | {number(row['ratio'])}{spread} | {rates} | {memory} |")
+        times, spread = row["details"]["times"], row["details"]["spread of times"]
+        lines.append(f"| `{name}` | `{instead}` | {times:.2f} ± {times * spread / 2:.2f} | {rates} | {memory} |")
     return "\n".join(lines)

@@ -163,12 +163,10 @@ def test_settings_name_rows_that_benchmarks_write():
 
 def test_settings_of_a_training_name_rows_that_are_measured():
     assert tuning.TRAINING.keys() == settings.VARIANTS.keys() - {settings.DEMO, settings.TWO_RANKS}
-    rows = [
-        Row.of(name, Measurement((2.0, 3.0)), "clips/s", 2.0, details={"GiB": 1.0}, limit_of=variant.beside)
-        for name, variant in settings.VARIANTS.items()
-    ]
+    found = dict.fromkeys(settings.VARIANTS, Measurement((3.0, 4.0))) | {settings.DEMO: Measurement((2.0, 4.0))}
+    rows = [settings._row(name, found, 1.0) for name in settings.VARIANTS]
     shown = tuning.training_settings({"settings": results("settings", rows)})
-    assert "| `prompter.placement=inline` | `process` | 1.25 ± 0.125 | 2.5 against 2 | 1 against 1 |" in shown
+    assert "| `prompter.placement=inline` | `process` | 1.25 ± 0.12 | 3.5 against 3 | 1 against 1 |" in shown
     assert tuning.training_settings({}) == "Not measured yet."
 
 
