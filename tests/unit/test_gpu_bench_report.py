@@ -203,7 +203,11 @@ def test_what_is_known_is_written_when_it_is_asked_to_end(run, tmp_path):
     ask = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     with pytest.raises(SystemExit, match="143"):
         run("--only", "limits", "step", code=ask)
-    assert json.loads((tmp_path / "out/gpu.json").read_text())["pieces"] == []
+    written = json.loads((tmp_path / "out/gpu.json").read_text())
+    assert [(one["piece"], one["state"], one["why"]) for one in written["not_measured"]] == [
+        ("limits", "left out", "interrupted"),
+        ("step", "left out", "interrupted"),
+    ]
 
 
 def test_the_processes_get_what_they_need():
