@@ -19,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alpro_stream.errors import ConfigError
 from benchmarks.gpu_pieces import environment, report
 from benchmarks.gpu_pieces.budget import PIECES, Piece, allowance
 from benchmarks.gpu_pieces.journal import Journal, Outcome
 from benchmarks.gpu_pieces.running import INTERRUPTED, broken_off, work_through
+from benchmarks.harness import check_writable
 
 _PROBE_S = 120.0
 # For what is written at the end, and for processes that have to be killed.
@@ -46,12 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.device == "cuda" and found["gpu"] is None:
         return _refuse("PyTorch sees no GPU; --device cpu --quick shows that everything else runs")
     _say_what_is_here(found)
-    if (arguments.out / "gpu.json").is_dir():
-        return _refuse(f"--out {arguments.out}: gpu.json in it is a folder")
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return _refuse(f"--out {arguments.out}: the results cannot be written there ({error.strerror})")
+        check_writable(arguments.out / "gpu.json", "--out")
+    except ConfigError as error:
+        return _refuse(str(error))
     pieces = [piece for piece in PIECES if arguments.only is None or piece.name in arguments.only]
     done: list[report.Done] = []
     if arguments.only is None:

@@ -245,8 +245,12 @@ def table(name: str, rows: Sequence[Row]) -> Table:
     return shown
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, flag: str = "--json") -> None:
     """Before anything is measured, as it takes long.
+
+    Args:
+        path: of a file with results; its folder is made.
+        flag: that says where, for the message.
 
     Raises:
         ConfigError: nothing can be written there.
@@ -254,10 +258,10 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--json {path}: the results cannot be written there ({error.strerror})") from error
+        raise ConfigError(f"{flag} {path}: the results cannot be written there ({error.strerror})") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         why = "it is a folder" if path.is_dir() else f"{path.parent} is not writable"
-        raise ConfigError(f"--json {path}: the results cannot be written there ({why})")
+        raise ConfigError(f"{flag} {path}: the results cannot be written there ({why})")
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:

@@ -161,7 +161,8 @@ class Plan:
     @property
     def shares(self) -> tuple[float, ...]:
         """Of the steps, that each source has in the long run."""
-        return tuple(weight / sum(self._weights) for weight in self._weights)
+        total = sum(self._weights)
+        return tuple(weight / total for weight in self._weights)
 
     def __getitem__(self, step: int) -> PlannedStep:
         """The global batch of a step; any step, in any order, at the same cost."""

@@ -256,9 +256,9 @@ def measured_machine(config: RunConfig, measured: Measured, num_ranks: int, data
             "pixels by the area of the crop (--measured with results of stream)"
         )
     width, widths = config.model.video.width, sorted(parts.rates.products)
-    if not widths[0] <= width <= widths[-1]:
-        nearest_width = widths[0] if width < widths[0] else widths[-1]
-        assumed.append(f"products {width} wide have the rate that was measured {nearest_width} wide")
+    closest = min(max(width, widths[0]), widths[-1])  # As `rate_at` takes it.
+    if closest != width:
+        assumed.append(f"products {width} wide have the rate that was measured {closest} wide")
     links = parts.links or next((other.links for other in measured.parts.values() if other.links), None)
     return Machine(
         name=measured.machine,
